@@ -1,0 +1,57 @@
+"""Losses of the autoencoder (section 2.2): L1, Kullback-Leibler, perceptual or spectral, patch-adversarial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .errors import BrainLDMError
+
+
+def kl_divergence(mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of N(mean, sigma^2) from N(0, 1), summed over a latent and averaged over the batch.
+
+    ``mean`` and ``sigma`` have shape (B, C, d, h, w).
+    """
+    terms = 0.5 * (mean**2 + sigma**2 - 2 * torch.log(sigma) - 1)
+    return terms.sum(dim=(1, 2, 3, 4)).mean()
+
+
+def spectral_distance(reconstruction: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of Fourier amplitudes, (B, 1, D, H, W): asks for texture where L1 only asks for means.
+
+    Stands in for the perceptual loss where no pretrained network can be had.
+    """
+    return (amplitudes(reconstruction) - amplitudes(volume)).abs().mean()
+
+
+def amplitudes(volume: torch.Tensor) -> torch.Tensor:
+    """Amplitudes of the orthonormal 3-D Fourier transform of (B, 1, D, H, W)."""
+    return torch.fft.rfftn(volume.float(), dim=(2, 3, 4), norm="ortho").abs()
+
+
+def perceptual_loss(name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | nn.Module:
+    """The perceptual term of a profile: ``spectral`` works offline, ``lpips`` is the 2.5-D LPIPS of the paper's code.
+
+    Raises:
+        BrainLDMError: ``lpips`` is asked for and not installed.
+    """
+    if name == "spectral":
+        return spectral_distance
+    try:
+        import lpips  # noqa: F401 - only to name what is missing
+    except ImportError:
+        raise BrainLDMError(
+            "perceptual: lpips needs the lpips extra and a torchvision that fits torch; "
+            "pip install 'brainldm-core[lpips]', or set perceptual: spectral in the profile"
+        ) from None
+    from monai.losses import PerceptualLoss
+
+    return PerceptualLoss(spatial_dims=3, network_type="squeeze", is_fake_3d=True, fake_3d_ratio=0.25)
+
+
+def adversarial_loss(logits: torch.Tensor, real: bool) -> torch.Tensor:
+    """Least-squares adversarial loss: the mean squared distance of patch logits from 1 (real) or 0 (generated)."""
+    return ((logits.float() - float(real)) ** 2).mean()

@@ -1,0 +1,160 @@
+"""The networks of sections 2.1 and 2.2 of the paper, built from a profile, and their checkpoints.
+
+Every network of the book is built here and nowhere else. A checkpoint is one safetensors file with its
+configuration (profile, covariate ranges, latent scale, training record) inside; no pickle is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .errors import BrainLDMError
+from .profiles import Profile
+from .records import atomic_path
+
+COVARIATES = 4  # sex, age, ventricular volume, brain volume
+FORMAT = "brainldm-1"
+
+
+def build_autoencoder(profile: Profile) -> nn.Module:
+    """KL autoencoder (section 2.2): volumes (B, 1, D, H, W) to latents (B, C, D/f, H/f, W/f) and back."""
+    from generative.networks.nets import AutoencoderKL
+
+    settings = profile.autoencoder
+    network = AutoencoderKL(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=1,
+        num_channels=settings.channels,
+        latent_channels=settings.latent_channels,
+        num_res_blocks=settings.residual_blocks,
+        norm_num_groups=settings.norm_groups,
+        norm_eps=1e-6,
+        attention_levels=[False] * len(settings.channels),
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )
+    if settings.log_variance_bias is not None:
+        # A posterior that starts narrow gives a usable latent within minutes in short runs.
+        nn.init.zeros_(network.quant_conv_log_sigma.conv.weight)
+        nn.init.constant_(network.quant_conv_log_sigma.conv.bias, settings.log_variance_bias)
+    return network
+
+
+def build_discriminator(profile: Profile) -> nn.Module:
+    """Patch discriminator of the autoencoder's adversarial loss (section 2.2)."""
+    from generative.networks.nets import PatchDiscriminator
+
+    return PatchDiscriminator(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=1,
+        num_channels=profile.autoencoder.discriminator_channels,
+        num_layers_d=profile.autoencoder.discriminator_layers,
+        norm="INSTANCE",
+    )
+
+
+def conditioning_width(profile: Profile) -> int:
+    """Channels of the conditioning vector: the four covariates, and four presence flags where the profile has them."""
+    return COVARIATES * (2 if profile.diffusion.mask_channels else 1)
+
+
+def build_unet(profile: Profile) -> nn.Module:
+    """Denoising UNet with hybrid conditioning (section 2.1): latent and covariates (B, C + K, d, h, w) to (B, C, d, h, w)."""
+    from generative.networks.nets import DiffusionModelUNet
+
+    settings = profile.diffusion
+    width = conditioning_width(profile)
+    latent_channels = profile.autoencoder.latent_channels
+    return DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=latent_channels + width,
+        out_channels=latent_channels,
+        num_channels=settings.channels,
+        num_res_blocks=settings.residual_blocks,
+        attention_levels=settings.attention_levels,
+        num_head_channels=settings.head_channels,
+        norm_num_groups=settings.norm_groups,
+        norm_eps=1e-6,
+        resblock_updown=True,
+        with_conditioning=True,
+        transformer_num_layers=1,
+        cross_attention_dim=width,
+        upcast_attention=True,
+    )
+
+
+def build(kind: str, profile: Profile) -> nn.Module:
+    """Build a network by the kind that its checkpoint names."""
+    return {"autoencoder": build_autoencoder, "unet": build_unet}[kind](profile)
+
+
+def mixed_precision(device: torch.device | None = None) -> str:
+    """``bf16`` where the device multiplies it faster than float32 (a GPU, or a CPU with AMX tiles), else ``no``."""
+    if device is not None and device.type == "cuda":
+        return "bf16"
+    if sys.platform.startswith("linux"):
+        # AMX made a training step about three times faster here; without it bf16 on a CPU is slower than float32.
+        cpuinfo = Path("/proc/cpuinfo")
+        if cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text(encoding="utf-8"):
+            return "bf16"
+    return "no"
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Write tensors and their configuration into one safetensors file, atomically."""
+    header = {"format": FORMAT, "config": json.dumps(config, allow_nan=False)}
+    with atomic_path(path) as partial:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, header)
+        except SafetensorError as error:  # the Rust side wraps a full disk in its own error
+            raise BrainLDMError(f"{path}: cannot be written ({error}); free space or choose another folder") from None
+
+
+def load_checkpoint(path: Path, kind: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the tensors and the configuration of one of our checkpoints.
+
+    Raises:
+        BrainLDMError: no such file, not safetensors, not ours, or another kind of checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BrainLDMError(f"{path}: no such checkpoint; train one, or give another --weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise BrainLDMError(f"{path}: not a readable safetensors file ({error}); give a brainldm checkpoint") from None
+    if header.get("format") != FORMAT:
+        raise BrainLDMError(f"{path}: not a brainldm checkpoint (no {FORMAT!r} in its header); give another --weights")
+    config = json.loads(header["config"])
+    if kind is not None and config.get("kind") != kind:
+        raise BrainLDMError(f"{path}: holds a {config.get('kind')!r} checkpoint, not {kind!r}; give another file")
+    return tensors, config
+
+
+def load_network(path: Path, kind: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network that a checkpoint describes, in evaluation mode and float32, with its weights."""
+    tensors, config = load_checkpoint(path, kind)
+    network = build(kind, Profile.model_validate(config["profile"]))
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise BrainLDMError(f"{path}: weights do not fit their own configuration ({error}); fetch it again") from None
+    return network.eval().requires_grad_(False), config
