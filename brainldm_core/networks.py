@@ -138,7 +138,7 @@ def load_checkpoint(path: Path, kind: str | None = None) -> tuple[dict[str, torc
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise BrainLDMError(f"{path}: not a readable safetensors file ({error}); give a brainldm checkpoint") from None
     if header.get("format") != FORMAT:

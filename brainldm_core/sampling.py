@@ -1,0 +1,203 @@
+"""Drawing brains: a sample is a function of (checkpoint, covariates, sample id, sampler).
+
+Noise comes from the sample's own id, and volumes are computed in a fixed, padded batch, so that a sample does
+not depend on its company. DDIM (section 2.1) with eta 1 over every time step is DDPM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .covariates import Ranges, encode, warn_outside
+from .diffusion import alpha_bars, condition_vector, predict, split_prediction
+from .errors import BrainLDMError
+from .networks import load_network, mixed_precision
+from .profiles import Diffusion, Profile
+from .records import sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHIPPED = "tiny"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What sampling needs: both networks, their profile, the covariate ranges and the latent scale."""
+
+    profile: Profile
+    autoencoder: nn.Module
+    unet: nn.Module
+    ranges: Ranges
+    latent_scale: float
+    sha256: dict[str, str]
+    training: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.unet.parameters()).device
+
+
+def weight_files(weights: Path | None = None) -> tuple[Path, Path]:
+    """Autoencoder and UNet files of a run folder or of a folder of exported weights; None: the weights that ship."""
+    folder = Path(str(files(__package__) / "weights" / SHIPPED)) if weights is None else Path(weights)
+    for pair in (
+        (folder / "autoencoder.safetensors", folder / "unet.safetensors"),
+        (folder / "autoencoder" / "weights.safetensors", folder / "diffusion" / "weights.safetensors"),
+    ):
+        if all(path.is_file() for path in pair):
+            return pair
+    raise BrainLDMError(f"{folder}: holds no trained weights; give a run folder with finished training as --weights")
+
+
+def load_pipeline(weights: Path | None = None, device: str | None = None) -> Pipeline:
+    """Load both networks, checking that the UNet was trained in this autoencoder's latents.
+
+    Raises:
+        BrainLDMError: files are missing, not ours, or not a pair.
+    """
+    autoencoder_path, unet_path = weight_files(weights)
+    autoencoder, _ = load_network(autoencoder_path, "autoencoder")
+    unet, config = load_network(unet_path, "unet")
+    hashes = {"autoencoder": sha256(autoencoder_path), "unet": sha256(unet_path)}
+    if config["autoencoder_sha256"] != hashes["autoencoder"]:
+        raise BrainLDMError(f"{unet_path}: was trained with another autoencoder than {autoencoder_path}; use its own")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Pipeline(
+        profile=Profile.model_validate(config["profile"]),
+        autoencoder=autoencoder.to(device),
+        unet=unet.to(device),
+        ranges={name: tuple(limits) for name, limits in config["ranges"].items()},
+        latent_scale=config["latent_scale"],
+        sha256=hashes,
+        training=config["training"],
+    )
+
+
+def sample_generator(seed: int, sample_id: int) -> torch.Generator:
+    """The generator of one sample's noise, from the seed and the sample's own id."""
+    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def sampler_timesteps(settings: Diffusion, sampler: str, steps: int) -> list[int]:
+    """Time steps that a sampler visits, from noise to image: all of them (DDPM) or every T/steps-th (DDIM).
+
+    Raises:
+        BrainLDMError: unknown sampler, or more steps than the schedule has.
+    """
+    if sampler == "ddpm":
+        return list(range(settings.timesteps))[::-1]
+    if sampler != "ddim":
+        raise BrainLDMError(f"sampler {sampler!r} is unknown; choose ddim or ddpm")
+    if not 1 <= steps <= settings.timesteps:
+        raise BrainLDMError(f"steps {steps}: choose 1 to {settings.timesteps}")
+    return [step * (settings.timesteps // steps) for step in range(steps)][::-1]
+
+
+def sampler_coefficients(settings: Diffusion, timesteps: Sequence[int], eta: float) -> torch.Tensor:
+    """Weights of clean latent, predicted noise and fresh noise at each step, (S, 3): equations 12 and 16 of DDIM."""
+    bars = alpha_bars(settings)
+    now = bars[list(timesteps)]
+    after = torch.cat([bars[list(timesteps[1:])], torch.ones(1, dtype=bars.dtype)])
+    sigma = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
+    return torch.stack([after.sqrt(), (1 - after - sigma**2).clamp(min=0).sqrt(), sigma], dim=1)
+
+
+def denoise(
+    settings: Diffusion,
+    unet: nn.Module,
+    condition: torch.Tensor,
+    generators: list[torch.Generator],
+    latent_shape: tuple[int, ...],
+    timesteps: Sequence[int],
+    eta: float,
+    callback: Callable[[int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """From noise to latents (B, C, d, h, w), one generator a sample; ``callback(step, clean latent so far)``."""
+    device = condition.device
+
+    def noise() -> torch.Tensor:
+        return torch.stack([torch.randn(latent_shape, generator=generator) for generator in generators]).to(device)
+
+    weights = sampler_coefficients(settings, timesteps, eta).float().to(device)
+    times = torch.tensor(timesteps, device=device)
+    latent = noise()
+    for index in range(len(timesteps)):
+        time = times[index].expand(len(latent))
+        output = predict(unet, latent, time, condition).float()
+        clean, epsilon = split_prediction(settings, output, latent, time)
+        latent = weights[index, 0] * clean + weights[index, 1] * epsilon
+        if eta > 0:
+            latent = latent + weights[index, 2] * noise()
+        if callback is not None:
+            callback(index, clean)
+    return latent
+
+
+def decode(pipeline: Pipeline, latent: torch.Tensor) -> torch.Tensor:
+    """Volumes (B, 1, D, H, W) in [0, 1] of scaled latents (B, C, d, h, w); the latent scale is undone here."""
+    return pipeline.autoencoder.decode(latent / pipeline.latent_scale).float().clamp(0, 1)
+
+
+def sample(
+    pipeline: Pipeline,
+    covariates: pd.DataFrame,
+    ids: Sequence[int],
+    sampler: str = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    trajectory: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Draw volumes (N, D, H, W), float32 in [0, 1], one for each row of covariates in years and millilitres.
+
+    Args:
+        ids: one id a row; the noise of a sample comes from its id and ``seed`` alone.
+        eta: 0 is deterministic DDIM; ``ddpm`` always has 1.
+        progress: called with steps done and steps in all.
+        trajectory: step indices at which the decoded clean estimate is returned instead, (N, S, D, H, W).
+
+    Raises:
+        BrainLDMError: unknown sampler, impossible steps, or a covariate missing that the profile needs.
+    """
+    settings, batch = pipeline.profile.diffusion, pipeline.profile.sampling.batch_size
+    timesteps = sampler_timesteps(settings, sampler, steps)
+    eta = 1.0 if sampler == "ddpm" else eta
+    warn_outside(covariates, pipeline.ranges)
+    values, present = (torch.from_numpy(part) for part in encode(covariates, pipeline.ranges))
+    condition = condition_vector(values, present, settings.mask_channels)
+    device = pipeline.device
+    total = len(timesteps) * -(-len(ids) // batch)
+    volumes = []
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16")
+    with torch.inference_mode(), precision:
+        for start in range(0, len(ids), batch):
+            rows = [min(start + place, len(ids) - 1) for place in range(batch)]  # padded with the last row
+            generators = [sample_generator(seed, ids[row]) for row in rows]
+            kept: list[torch.Tensor] = []
+
+            def seen(index: int, clean: torch.Tensor, start: int = start, kept: list = kept) -> None:
+                if trajectory is not None and index in trajectory:
+                    kept.append(decode(pipeline, clean)[:, 0])
+                if progress is not None:
+                    progress(start // batch * len(timesteps) + index + 1, total)
+
+            latent = denoise(
+                settings, pipeline.unet, condition[rows].to(device), generators,
+                pipeline.profile.latent_shape, timesteps, eta, seen,
+            )  # fmt: skip
+            result = decode(pipeline, latent)[:, 0] if trajectory is None else torch.stack(kept, dim=1)
+            volumes.append(result[: len(ids) - start].cpu().numpy())
+    return np.concatenate(volumes)
