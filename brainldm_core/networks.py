@@ -70,7 +70,7 @@ def conditioning_width(profile: Profile) -> int:
 
 
 def build_unet(profile: Profile) -> nn.Module:
-    """Denoising UNet with hybrid conditioning (section 2.1): latent and covariates (B, C + K, d, h, w) to (B, C, d, h, w)."""
+    """Denoising UNet with hybrid conditioning (section 2.1): (B, C + K, d, h, w) to (B, C, d, h, w)."""
     from generative.networks.nets import DiffusionModelUNet
 
     settings = profile.diffusion

@@ -1,0 +1,180 @@
+"""The training loop: resumable, averaged, and replayable.
+
+Every random draw of a step comes from (seed, step) alone, so a resumed run continues as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .errors import BrainLDMError
+from .networks import load_checkpoint, save_checkpoint
+from .profiles import Optimisation
+from .records import write_text
+
+STATE, LOSSES = "state.safetensors", "losses.csv"
+Step = Callable[[int, torch.Generator], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Outcome of a training: averaged weights, seconds of work before this process and in all."""
+
+    weights: dict[str, torch.Tensor]
+    earlier_seconds: float
+    seconds: float
+
+
+def learning_rate(settings: Optimisation, base: float, step: int) -> float:
+    """Linear warm-up, then a cosine from ``base`` down to its final fraction."""
+    if step < settings.warmup_steps:
+        return base * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    floor = settings.final_learning_rate_fraction
+    return base * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of all random draws of a step; also seeds the global one, which some layers use."""
+    mixed = (seed * 1_000_003 + step * 7_919 + 17) % 2**63
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
+
+
+def draw_rows(count: int, batch: int, seed: int, step: int) -> torch.Tensor:
+    """Rows of a step's batch: every epoch visits each of ``count`` rows once, in an order of its own."""
+    rows = []
+    for place in range(step * batch, (step + 1) * batch):
+        epoch, index = divmod(place, count)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+        rows.append(order[index])
+    return torch.stack(rows)
+
+
+def ema_update(average: dict[str, torch.Tensor], network: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights, with the decay warmed up so that the first steps are forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            average[name].lerp_(value.float(), 1 - decay) if value.is_floating_point() else average[name].copy_(value)
+
+
+@contextmanager
+def stop_on_sigterm():
+    """Turn SIGTERM (a cluster's notice) into an event, so that the loop saves its state before it leaves."""
+    asked = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set()) if main else None
+    try:
+        yield asked
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def fit(
+    folder: Path,
+    key: dict[str, Any],
+    networks: dict[str, nn.Module],
+    optimisers: dict[str, torch.optim.Optimizer],
+    averaged: str,
+    step: Step,
+    settings: Optimisation,
+    seed: int,
+    progress: bool = True,
+) -> Fit:
+    """Run ``step`` until ``settings.steps``, saving state as it goes; return the averaged weights.
+
+    Args:
+        key: what this training is made from; a state made from anything else is refused.
+        averaged: name of the network whose weights are averaged (``ema_decay`` 0: its last weights).
+        step: does one optimiser step and returns the losses to log.
+
+    Raises:
+        BrainLDMError: a loss is not finite (the step is named), or the saved state is of another training.
+    """
+    average = {name: value.detach().clone() for name, value in networks[averaged].state_dict().items()}
+    base = {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()}
+    first, seconds, rows = _restore(folder, key, networks, optimisers, average)
+    begin = saved = time.perf_counter()
+    with (
+        stop_on_sigterm() as asked,
+        tqdm(total=settings.steps, initial=first, desc=folder.name, disable=None if progress else True) as bar,
+    ):
+        for index in range(first, settings.steps):
+            for name, optimiser in optimisers.items():
+                optimiser.param_groups[0]["lr"] = learning_rate(settings, base[name], index)
+            losses = {name: float(loss) for name, loss in step(index, step_generator(seed, index)).items()}
+            if not all(map(math.isfinite, losses.values())):
+                raise BrainLDMError(
+                    f"{folder}: loss is not finite at step {index} (seed {seed}, {losses}); "
+                    "lower learning_rate in the profile, delete that folder and start again"
+                )
+            ema_update(average, networks[averaged], settings.ema_decay, index)
+            now = time.perf_counter()
+            rows.append({"step": index, **losses, "seconds": round(seconds + now - begin, 3)})
+            bar.update()
+            bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
+            if asked.is_set() or now - saved > settings.checkpoint_seconds or index == settings.steps - 1:
+                _save(folder, key, networks, optimisers, average, index + 1, seconds + now - begin, rows)
+                saved = now
+                if asked.is_set():
+                    raise SystemExit(143)
+    return Fit(average, seconds, seconds + time.perf_counter() - begin)
+
+
+def _save(folder, key, networks, optimisers, average, step, seconds, rows) -> None:
+    tensors = {f"average/{name}": value for name, value in average.items()}
+    for owner, network in networks.items():
+        tensors |= {f"{owner}/{name}": value for name, value in network.state_dict().items()}
+    for owner, optimiser in optimisers.items():
+        for index, values in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{owner}/{index}/{name}": value for name, value in values.items()}
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / LOSSES, table.getvalue())
+    # State last: it names the step up to which the loss table is believed.
+    save_checkpoint(folder / STATE, tensors, {"kind": "state", "key": key, "step": step, "seconds": seconds})
+
+
+def _restore(folder, key, networks, optimisers, average) -> tuple[int, float, list[dict]]:
+    if not (folder / STATE).exists():
+        return 0, 0.0, []
+    tensors, config = load_checkpoint(folder / STATE, "state")
+    if config["key"] != key:
+        raise BrainLDMError(f"{folder}: holds the state of another training; delete that folder to start again")
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        owner, rest = name.split("/", 1)
+        parts.setdefault(owner, {})[rest] = value
+    for name, value in parts["average"].items():
+        average[name].copy_(value)
+    for owner, network in networks.items():
+        network.load_state_dict(parts[owner])
+    for owner, optimiser in optimisers.items():
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in parts["optimiser"].items():
+            whose, index, entry = name.split("/")
+            if whose == owner:
+                state.setdefault(int(index), {})[entry] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    with open(folder / LOSSES, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < config["step"]]
+    return config["step"], config["seconds"], rows
