@@ -1,0 +1,114 @@
+"""Put a finished run in the published book: outputs into the notebooks, results and records into book/published.
+
+Everything is checked before anything is written. Private scans cannot leak: a cohort whose manifest does not allow
+publication is refused (law 10).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from .errors import BrainLDMError
+from .notebooks import find_notebook, notebook_names, pair, project_root, write_notebook
+from .records import STAGES, Run, open_run, read_json, read_record, sha256, write_text
+
+LIMIT = 1_500_000  # bytes of outputs a notebook
+TEXT = ("name", "text", "ename", "evalue", "traceback")
+
+
+def open_finished(folder: Path) -> Run:
+    """The run that lies in a folder, with every notebook run.
+
+    Raises:
+        BrainLDMError: not a run, or not finished.
+    """
+    marker = folder / "run.json"
+    if not marker.exists():
+        raise BrainLDMError(f"{folder}: not a run; give the name of one, for instance tiny-atlas")
+    facts = read_json(marker)
+    run = open_run(facts["profile"]["name"], facts["cohort"], facts["seed"], folder.parent)
+    for name in notebook_names():
+        record = run.stage("notebooks") / f"{name}.record.json"
+        if not record.exists():
+            raise BrainLDMError(f"{record}: missing; finish the run first: brainldm run all")
+        content = read_json(record)
+        for file, digest in content["outputs"].items():
+            if sha256(record.parent / file) != digest:
+                raise BrainLDMError(f"{record.parent / file}: was changed after it was run; run the notebook again")
+        if content["inputs"][f"{name}.py"] != sha256(find_notebook(name)):
+            raise BrainLDMError(f"{find_notebook(name)}: was changed after it was run; run the notebook again")
+    return run
+
+
+def check_publishable(run: Run) -> None:
+    """Refuse cohorts whose manifest restricts access or commercial use, and cohorts without a manifest.
+
+    Raises:
+        BrainLDMError: pages made from this cohort must not be published.
+    """
+    from .manifests import load_manifest
+
+    if not load_manifest(run.cohort).publishable:
+        raise BrainLDMError(
+            f"cohort {run.cohort!r}: its manifest does not allow publication; publish a simulated cohort"
+        )
+
+
+def local_paths() -> list[str]:
+    """Folders of this machine that no page may show, longest first."""
+    found = {str(project_root()), str(Path.home()), os.path.realpath(project_root()), os.path.realpath(Path.home())}
+    return sorted((path for path in found if len(path) > 1), key=len, reverse=True)
+
+
+def strip_paths(text: str) -> str:
+    """``text`` without the folders of this machine: paths in the checkout become relative."""
+    for path in local_paths():
+        text = re.sub(re.escape(path) + r"(?:/|(?![\w.-]))", "", text)
+    return text
+
+
+def _strip(value):
+    if isinstance(value, str):
+        return strip_paths(value)
+    if isinstance(value, dict):
+        return {key: _strip(item) for key, item in value.items()}
+    return [_strip(item) for item in value] if isinstance(value, list) else value
+
+
+def publish(folder: Path) -> list[Path]:
+    """Publish the run in ``folder``; return the files that were written.
+
+    Raises:
+        BrainLDMError: unfinished or changed since, not to be published, outputs too large, or a foreign path in them.
+    """
+    import nbformat
+
+    run, root = open_finished(Path(folder)), project_root()
+    check_publishable(run)
+    notebooks, texts = {}, {}
+    for name in notebook_names():
+        source = find_notebook(name)
+        notebook = pair(source, nbformat.read(run.stage("notebooks") / f"{name}.ipynb", as_version=4))
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = [nbformat.from_dict(_strip(output)) for output in cell.outputs]
+        size = len(json.dumps([cell.get("outputs", []) for cell in notebook.cells]))
+        if size > LIMIT:
+            raise BrainLDMError(f"{source}: its outputs are {size / 1e6:.1f} MB, {LIMIT / 1e6} MB at most; show less")
+        notebooks[source.with_suffix(".ipynb")] = notebook
+    target = root / "book" / "published" / run.name
+    for stage in STAGES:
+        if (record := read_record(run.stage(stage))) is not None and stage != "book":
+            texts[target / "records" / f"{stage}.json"] = record
+    for name in notebook_names():
+        texts[target / "records" / f"{name}.json"] = read_json(run.stage("notebooks") / f"{name}.record.json")
+    for path in sorted(run.stage("results").glob("*.json")):
+        texts[target / "results" / path.name] = read_json(path)
+    for path, notebook in notebooks.items():
+        write_notebook(notebook, path)
+    for path, content in texts.items():
+        write_text(path, json.dumps(_strip(content), indent=1, allow_nan=False) + "\n")
+    return [*notebooks, *texts]
