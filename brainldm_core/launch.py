@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import BrainLDMError
-from .notebooks import project_root
+from .notebooks import project_root, with_package
 from .records import Run, read_json, write_json
 from .runner import locked
 
@@ -55,7 +55,7 @@ def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: I
             *("--nocolor", "--quiet", "all", "--"),
             *(os.path.relpath(record, folder) for record in records),
         ]
-        environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+        environment = {key: value for key, value in with_package().items() if key != "SNAKEMAKE_PROFILE"}
         code = _wait([str(word) for word in command], environment | {ERROR_FILE: str(error)}, lock)
         if error.exists():
             message = error.read_text(encoding="utf-8").strip()

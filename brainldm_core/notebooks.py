@@ -6,6 +6,7 @@ What the cells must hold is told in ``runner``. The direction is always from .py
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,12 @@ def project_root() -> Path:
         if (folder / "notebooks").is_dir() and (folder / "workflow" / "Snakefile").is_file():
             return folder
     raise BrainLDMError(f"{Path.cwd()}: not a checkout of the project; go to the folder that has the notebooks")
+
+
+def with_package() -> dict[str, str]:
+    """The environment for child processes that must import this very package, installed or not."""
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def notebook_names() -> list[str]:
@@ -95,7 +102,7 @@ def parameters_of(notebook: NotebookNode, where: Path) -> dict[str, tuple[type, 
                 raise ValueError
             kind = TYPES[node.annotation.id]
             found[node.target.id] = (kind, check_value(node.target.id, ast.literal_eval(node.value), kind))
-        except (AttributeError, KeyError, ValueError, TypeError):
+        except (AttributeError, KeyError, ValueError, TypeError, BrainLDMError):
             line = ast.unparse(node)
             raise BrainLDMError(f"{where}: {line!r} in the parameters cell; write e.g. 'seed: int = 0'") from None
     return found

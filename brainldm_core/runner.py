@@ -45,6 +45,7 @@ from .notebooks import (
     project_root,
     read_notebook,
     set_parameters,
+    with_package,
     write_notebook,
 )
 from .records import Run, commit, hardware, open_run, peak_memory_mib, read_json, sha256, stage_key, write_json
@@ -148,7 +149,7 @@ def _execute(notebook: NotebookNode, name: str, nonce: str, folder: Path) -> Non
     failed.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="brainldm-") as sockets:
         # The paths of sockets must be short; this environment's kernel comes before a user's own 'python3'.
-        extra = {NONCE: nonce, "JUPYTER_RUNTIME_DIR": sockets, "JUPYTER_PREFER_ENV_PATH": "1"}
+        extra = with_package() | {NONCE: nonce, "JUPYTER_RUNTIME_DIR": sockets, "JUPYTER_PREFER_ENV_PATH": "1"}
         try:
             with _environment(extra):
                 done = papermill.execute_notebook(
