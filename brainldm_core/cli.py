@@ -79,7 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _open(args: argparse.Namespace, bids: Path | None = None) -> Run:
     """The run that the common options name; scans bring the name of their folder."""
-    from .records import open_run
+    from .profiles import load_profile
+    from .records import Run, open_run
 
     if bids is not None and args.cohort is None:
         args.cohort = bids.resolve().name
@@ -88,7 +89,24 @@ def _open(args: argparse.Namespace, bids: Path | None = None) -> Run:
         raise BrainLDMError("cohort 'atlas' is the simulated one; give your scans another name: --cohort NAME")
     if args.profile.endswith((".yaml", ".yml")):
         args.profile = str(Path(args.profile).resolve())
-    return open_run(args.profile, args.cohort, args.seed, args.runs)
+    folder = Run(load_profile(args.profile), args.cohort, args.seed, Path(args.runs)).folder
+    args.begun = None if folder.exists() else folder
+    run = open_run(args.profile, args.cohort, args.seed, args.runs)
+    if args.cohort != "atlas" and bids is None and not (run.stage("cohort") / "record.json").exists():
+        raise BrainLDMError(f"cohort {run.cohort!r} is unknown; choose atlas, or give your scans: --bids FOLDER")
+    return run
+
+
+def _forget(folder: Path | None) -> None:
+    """Remove a run that was begun by a command that failed before it made anything."""
+    if (
+        folder is not None
+        and folder.is_dir()
+        and all(path.name == "run.json" or path.name.startswith(".") for path in folder.iterdir())
+    ):
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stage(run: Run, stage: str, function) -> None:
@@ -110,10 +128,10 @@ def _prepare(args: argparse.Namespace) -> None:
     from .launch import cores
 
     if args.source == "bids":
-        from .preprocess import prepare_bids
-
         if args.bids is None:
             raise BrainLDMError("prepare bids: which folder? brainldm prepare bids FOLDER")
+        from .preprocess import prepare_bids
+
         run = _open(args, args.bids)
         _stage(run, "cohort", lambda: prepare_bids(args.bids, run, args.out, workers=cores()))
     else:
@@ -259,14 +277,20 @@ def _say(message: str) -> None:
         print(f"brainldm: {message}", file=sys.stderr)
 
 
+def _warn(message: Warning | str, category: type, filename: str, *_) -> None:
+    """Our own warnings in one line; those of libraries are about libraries."""
+    if Path(filename).parent == Path(__file__).parent:
+        print(f"brainldm: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     args = build_parser().parse_args(arguments)
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, about libraries
-    warnings.showwarning = lambda message, *_: print(f"brainldm: warning: {message}", file=sys.stderr)
+    warnings.showwarning = _warn
     try:
         return args.function(args) or 0
     except BrainLDMError as error:
+        _forget(getattr(args, "begun", None))
         _say(" ".join(str(error).split()))
         return 2
     except OSError as error:

@@ -38,8 +38,6 @@ def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: I
         WorkflowError: a job failed otherwise.
     """
     folder = run.folder.resolve()
-    if run.cohort != "atlas" and bids is None and not (run.stage("cohort") / "record.json").exists():
-        raise BrainLDMError(f"cohort {run.cohort!r} is unknown; choose atlas, or give your scans: --bids FOLDER")
     records = [(run.stage(stage) / "record.json").resolve() for stage in stages]
     settings, error = folder / ".workflow.json", folder / ".error"
     with locked(folder / ".lock") as lock:

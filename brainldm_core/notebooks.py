@@ -6,6 +6,7 @@ What the cells must hold is told in ``runner``. The direction is always from .py
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 # Finished stages that a chapter starts from; a new chapter that is not listed waits for the samples.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "00_quickstart": (),
+    "00_quickstart": ("cohort", "autoencoder", "diffusion"),
     "01_data": ("cohort",),
     "02_autoencoder": ("cohort", "autoencoder"),
     "03_latent_diffusion": ("cohort", "autoencoder", "diffusion"),
@@ -147,7 +148,8 @@ def set_parameters(notebook: NotebookNode, values: Mapping[str, Any], where: Pat
         if node.value.lineno != node.value.end_lineno:
             raise BrainLDMError(f"{where}: parameter {node.target.id} spans lines; put it on one")
         line = lines[node.value.lineno - 1].encode()  # columns of the syntax tree count bytes
-        value = repr(values[node.target.id]).replace("'", '"').encode()
+        value = values[node.target.id]
+        value = (json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)).encode()
         lines[node.value.lineno - 1] = (
             line[: node.value.col_offset] + value + line[node.value.end_col_offset :]
         ).decode()
