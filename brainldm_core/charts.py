@@ -1,0 +1,125 @@
+"""Charts of the book: distributions, scatters, curves. Every function returns a matplotlib ``Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .figures import COLOURS, canvas
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def distributions(table: pd.DataFrame, columns: Mapping[str, str], group: str = "split") -> Figure:
+    """Histograms of the columns (name -> axis title with unit) of a table, one outline a group."""
+    groups = list(dict.fromkeys(table[group]))
+    with canvas(1, len(columns), (2.6 * len(columns), 2.4)) as (figure, axes):
+        for axis, (column, title) in zip(axes[0], columns.items(), strict=True):
+            known = table[column].dropna()
+            edges = np.histogram_bin_edges(known.astype(float), bins=min(20, max(4, len(known) // 4)))
+            for colour, name in zip(COLOURS, groups, strict=False):
+                axis.hist(
+                    table.loc[table[group] == name, column].dropna().astype(float),
+                    edges,
+                    density=True,
+                    histtype="step",
+                    linewidth=1.4,
+                    color=colour,
+                    label=name,
+                )
+            axis.set_xlabel(title)
+            axis.set_yticks([])
+        axes[0, 0].set_ylabel("density")
+        axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def scatter(axis: Axes, x: np.ndarray, y: np.ndarray, note: str = "", colour: str = COLOURS[0]) -> None:
+    """Points with the line of identity (dashed), and the least-squares line where there are enough points."""
+    axis.set_title(note, fontsize=8)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    if not len(x):
+        return
+    axis.scatter(x, y, s=14, alpha=0.75, color=colour, edgecolors="none")
+    both = np.concatenate([x, y])
+    low, high = float(both.min()), float(both.max())
+    axis.plot([low, high], [low, high], "--", color="0.55", linewidth=1, zorder=0)
+    if len(x) > 2 and np.ptp(x) > 0:
+        slope, offset = np.polyfit(x, y, 1)
+        ends = np.array([x.min(), x.max()])
+        axis.plot(ends, slope * ends + offset, color=colour, linewidth=1.2)
+
+
+def scatter_with_fit(panels: Mapping[str, tuple[np.ndarray, np.ndarray, str]], x_title: str, y_title: str) -> Figure:
+    """Panels (name -> x, y, note) side by side on one scale, each with identity and least-squares line."""
+    with canvas(1, len(panels), (max(3.2 * len(panels), 3.4), 3.3), sharex=True, sharey=True) as (figure, axes):
+        for axis, colour, (name, (x, y, note)) in zip(axes[0], COLOURS, panels.items(), strict=False):
+            scatter(axis, np.asarray(x, float), np.asarray(y, float), f"{name}\n{note}", colour)
+            axis.set_xlabel(x_title)
+        axes[0, 0].set_ylabel(y_title)
+    return figure
+
+
+def two_scatters(panels: Mapping[str, tuple[np.ndarray, np.ndarray, str]], x_title: str, y_title: str) -> Figure:
+    """Panels (quantity with unit -> x, y, note) side by side, each on its own scale."""
+    with canvas(1, len(panels), (3.6 * len(panels), 3.4)) as (figure, axes):
+        for axis, colour, (name, (x, y, note)) in zip(axes[0], COLOURS, panels.items(), strict=False):
+            scatter(axis, np.asarray(x, float), np.asarray(y, float), f"{name}\n{note}", colour)
+            axis.set_xlabel(x_title)
+            axis.set_ylabel(y_title)
+    return figure
+
+
+def correlations(rows: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+    """Correlations with their intervals: quantity -> source -> (r, low, high); one panel a quantity."""
+    with canvas(1, len(rows), (3.9 * len(rows), 2.0), sharey=True) as (figure, axes):
+        for axis, (quantity, sources) in zip(axes[0], rows.items(), strict=True):
+            for place, (colour, (r, low, high)) in enumerate(zip(COLOURS, sources.values(), strict=False)):
+                axis.plot([low, high], [place, place], color=colour, linewidth=2)
+                axis.plot(r, place, "o", color=colour)
+            axis.set_yticks(range(len(sources)), list(sources))
+            axis.set_ylim(len(sources) - 0.5, -0.5)
+            axis.axvline(1, color="0.55", linestyle="--", linewidth=1)
+            axis.set_title(quantity)
+            axis.set_xlabel("Pearson r, 95 % interval")
+    return figure
+
+
+def loss_curves(table: pd.DataFrame, columns: Mapping[str, str], window: int = 20, log: bool = True) -> Figure:
+    """Losses by step: each column of the table raw (pale) and as a running mean over ``window`` steps."""
+    with canvas(1, len(columns), (max(2.6 * len(columns), 3.6), 2.4)) as (figure, axes):
+        for axis, colour, (column, title) in zip(axes[0], COLOURS, columns.items(), strict=False):
+            known = table[["step", column]].dropna()
+            axis.plot(known["step"], known[column], color=colour, alpha=0.3, linewidth=0.7)
+            smooth = known[column].rolling(min(window, max(len(known), 1)), min_periods=1).mean()
+            axis.plot(known["step"], smooth, color=colour, linewidth=1.5)
+            if log and (known[column] > 0).all() and len(known):
+                axis.set_yscale("log")
+            axis.set_title(title)
+            axis.set_xlabel("step")
+    return figure
+
+
+def schedule(signal: np.ndarray, noise: np.ndarray, others: Mapping[str, np.ndarray] | None = None) -> Figure:
+    """Signal and noise level by time step, and the log signal-to-noise ratio with other schedules' for comparison."""
+    steps = np.arange(1, len(signal) + 1)
+    with canvas(1, 2, (7.6, 2.6)) as (figure, axes):
+        left, right = axes[0]
+        left.plot(steps, signal, color=COLOURS[0], label=r"signal $\sqrt{\bar\alpha_t}$")
+        left.plot(steps, noise, color=COLOURS[1], linestyle="--", label=r"noise $\sqrt{1-\bar\alpha_t}$")
+        left.set_ylabel("level")
+        left.legend(fontsize=8)
+        right.plot(steps, np.log(signal**2 / noise**2), color=COLOURS[0], label="this schedule")
+        for colour, (name, bars) in zip(COLOURS[1:], (others or {}).items(), strict=False):
+            right.plot(steps, np.log(bars / (1 - bars)), color=colour, linestyle="--", label=name)
+        right.set_ylabel("log signal-to-noise")
+        right.legend(fontsize=8)
+        for axis in (left, right):
+            axis.set_xlabel("time step t")
+    return figure

@@ -1,0 +1,220 @@
+"""Brains in slices. Every function returns a matplotlib ``Figure``; ``charts`` has the curves and scatters.
+
+Volumes are (N, D, H, W) in [0, 1] on a RAS grid: D runs from left to right, H from back to front, W from
+bottom to top. Slices are drawn in the **radiological convention**: in axial and coronal slices the left of
+the picture is the person's right; sagittal slices look to the picture's left. Figures have a white
+background of their own, so that they read the same on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLANES = ("axial", "coronal", "sagittal")
+SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}  # left and right edge of a picture
+# Dark and light enough to be told apart in grey, and chosen for colour-blind readers (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LABEL_COLOURS = {1: "#56B4E9", 2: "#E69F00", 3: "#F0E442", 4: "#D55E00"}
+STYLE = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def canvas(rows: int, columns: int, size: tuple[float, float], **options):
+    """Axes (rows, columns) in the book's style; the figure is closed, so that it shows once, where it is returned."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+        yield figure, axes
+        plt.close(figure)
+
+
+def slice_of(volume: np.ndarray, plane: str, position: float = 0.5) -> np.ndarray:
+    """One slice of a (D, H, W) volume as an image with its top row first, in the radiological convention.
+
+    ``position`` is a fraction of the way through the field of view: from left, back or bottom.
+    """
+    axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
+    index = min(int(position * volume.shape[axis]), volume.shape[axis] - 1)
+    image = np.take(volume, index, axis=axis)  # (D, H), (D, W) or (H, W)
+    return image[::-1, ::-1].T
+
+
+def _draw(axis: Axes, image: np.ndarray, title: str = "", sides: tuple[str, str] | None = None, **options) -> None:
+    axis.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"} | options))
+    axis.set_title(title, fontsize=7.5)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    for place, side in zip((0.03, 0.97), sides or (), strict=False):
+        axis.text(
+            place,
+            0.5,
+            side,
+            color="white",
+            transform=axis.transAxes,
+            fontsize=7,
+            va="center",
+            ha="left" if place < 0.5 else "right",
+        )
+
+
+def montage(
+    volumes: np.ndarray,
+    titles: Sequence[str] | None = None,
+    plane: str = "axial",
+    position: float = 0.5,
+    columns: int = 8,
+    width: float = 9.0,
+) -> Figure:
+    """One slice of each volume (N, D, H, W), row by row; the first carries the letters of its sides."""
+    count = len(volumes)
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    tall, wide = slice_of(volumes[0], plane, position).shape
+    cell = width / max(columns, 4)
+    extra = 0.16 * (1 + max((title.count("\n") for title in titles or [""]), default=0))
+    with canvas(rows, columns, (cell * columns, rows * (cell * tall / wide + extra))) as (figure, axes):
+        for index, axis in enumerate(axes.flat):
+            if index >= count:
+                axis.axis("off")
+                continue
+            title = titles[index] if titles is not None else ""
+            _draw(axis, slice_of(volumes[index], plane, position), title, SIDES[plane] if index == 0 else None)
+    return figure
+
+
+def three_planes(volumes: np.ndarray, titles: Sequence[str], positions: Sequence[float] = (0.5, 0.5, 0.5)) -> Figure:
+    """Axial, coronal and sagittal slice (columns) of each volume (rows; N, D, H, W)."""
+    return compare({title: volume for title, volume in zip(titles, volumes, strict=True)}, positions)
+
+
+def compare(volumes: Mapping[str, np.ndarray], positions: Sequence[float] = (0.5, 0.5, 0.5)) -> Figure:
+    """Named volumes (D, H, W) as rows, their axial, coronal and sagittal slices as columns."""
+    first = next(iter(volumes.values()))
+    shapes = [slice_of(first, plane).shape for plane in PLANES]
+    ratios = [wide / tall for tall, wide in shapes]
+    high = 1.7
+    with canvas(len(volumes), 3, (high * sum(ratios) + 1.2, high * len(volumes) + 0.3), width_ratios=ratios) as (
+        figure,
+        axes,
+    ):
+        for row, (name, volume) in enumerate(volumes.items()):
+            for column, (plane, position) in enumerate(zip(PLANES, positions, strict=True)):
+                _draw(axes[row, column], slice_of(volume, plane, position), plane if row == 0 else "", SIDES[plane])
+            axes[row, 0].set_ylabel(name, fontsize=8)
+    return figure
+
+
+def rows_of(
+    kinds: Mapping[str, np.ndarray],
+    titles: Sequence[str] | None = None,
+    plane: str = "axial",
+    position: float = 0.5,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Rows of slices to be compared column by column: each kind is a volume array (N, D, H, W).
+
+    ``limits`` gives a kind its own grey range (and a diverging colour map when it goes below 0).
+    """
+    count = min(len(volumes) for volumes in kinds.values())
+    tall, wide = slice_of(next(iter(kinds.values()))[0], plane, position).shape
+    cell = 9.0 / max(count, 5)
+    extra = 0.16 * (1 + max((title.count("\n") for title in titles or [""]), default=0))
+    with canvas(len(kinds), count, (cell * count + 0.3, len(kinds) * cell * tall / wide + extra)) as (figure, axes):
+        for row, (kind, volumes) in enumerate(kinds.items()):
+            low, high = (limits or {}).get(kind, (0, 1))
+            for column in range(count):
+                _draw(
+                    axes[row, column],
+                    slice_of(volumes[column], plane, position),
+                    titles[column] if titles is not None and row == 0 else "",
+                    SIDES[plane] if row == column == 0 else None,
+                    vmin=low,
+                    vmax=high,
+                    cmap="RdBu_r" if low < 0 else "gray",
+                )
+            axes[row, 0].set_ylabel(kind, fontsize=8)
+            if kind in (limits or {}):
+                figure.colorbar(axes[row, 0].images[0], ax=list(axes[row]), shrink=0.8, pad=0.01)
+    return figure
+
+
+def label_overlay(volume: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Figure:
+    """A volume (D, H, W) above its labels (same shape), in three planes, with a key."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    colours = ListedColormap(["black", *(LABEL_COLOURS[value] for value in sorted(LABEL_COLOURS))])
+    norm = BoundaryNorm(np.arange(-0.5, len(LABEL_COLOURS) + 1), colours.N)
+    ratios = [slice_of(volume, plane).shape[1] / slice_of(volume, plane).shape[0] for plane in PLANES]
+    with canvas(2, 3, (1.9 * sum(ratios) + 0.4, 4.3), width_ratios=ratios) as (figure, axes):
+        for column, plane in enumerate(PLANES):
+            _draw(axes[0, column], slice_of(volume, plane), plane, SIDES[plane])
+            _draw(axes[1, column], slice_of(labels, plane), cmap=colours, norm=norm, vmin=None, vmax=None)
+        keys = [Patch(color=LABEL_COLOURS[value], label=names[value]) for value in sorted(LABEL_COLOURS)]
+        figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8)
+    return figure
+
+
+def mni_mask(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Share of each voxel (D, H, W) of a grid that lies in the MNI152 brain, whose template comes with nilearn."""
+    from nilearn.datasets import load_mni152_brain_mask
+    from scipy.ndimage import affine_transform
+
+    mask = load_mni152_brain_mask(resolution=2)
+    step = np.linalg.solve(mask.affine, np.asarray(affine, float))
+    return affine_transform(np.asarray(mask.dataobj, np.float32), step, output_shape=tuple(shape), order=1)
+
+
+def in_mni(
+    volumes: np.ndarray,
+    affine: np.ndarray,
+    titles: Sequence[str],
+    at_mm: Sequence[float] = (0, -18, 10),
+    columns: int = 5,
+) -> Figure:
+    """Axial above coronal slices of volumes (N, D, H, W), in MNI mm, with the outline of the MNI152 brain."""
+    affine, mask = np.asarray(affine, float), mni_mask(volumes.shape[1:], affine)
+    low = affine[:3, 3] - affine.diagonal()[:3] / 2
+    high = low + affine.diagonal()[:3] * volumes.shape[1:]
+    columns = min(columns, len(volumes))
+    blocks = -(-len(volumes) // columns)
+    with canvas(2 * blocks, columns, (9.0 * columns / 5 + 0.4, 3.6 * blocks)) as (figure, axes):
+        for axis in axes.flat:
+            axis.axis("off")
+        for index, volume in enumerate(volumes):
+            for row, (plane, fixed, across, up) in enumerate((("axial", 2, 0, 1), ("coronal", 1, 0, 2))):
+                axis = axes[2 * (index // columns) + row, index % columns]
+                axis.axis("on")
+                place = (at_mm[fixed] - low[fixed]) / (high[fixed] - low[fixed])
+                frame = (high[across], low[across], low[up], high[up])  # right of the person at the left
+                axis.imshow(slice_of(volume, plane, place), cmap="gray", vmin=0, vmax=1, extent=frame)
+                axis.contour(
+                    slice_of(mask, plane, place), [0.5], colors=COLOURS[5], linewidths=0.8, extent=frame, origin="upper"
+                )
+                axis.set_title(
+                    f"{titles[index]}\n" * (row == 0) + f"{'xyz'[fixed]} = {at_mm[fixed]:g} mm", fontsize=7.5
+                )
+                axis.tick_params(labelsize=6, length=2)
+                if index % columns == 0:
+                    axis.set_ylabel(f"{'xyz'[up]} (mm)", fontsize=7)
+    return figure
