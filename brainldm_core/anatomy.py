@@ -1,8 +1,6 @@
-"""Anatomies: what a simulated subject is made from (soft tissue maps, T1 texture and two tissue flows).
+"""Anatomies: what a simulated subject is made from (soft tissue maps, T1 texture and the ventricles' flow).
 
-The ``atlas`` anatomy comes from the MNI152 2009a maps that ship inside nilearn, so nothing is downloaded. The
-flows are gradients of Poisson potentials: one lets the lateral ventricles grow at the cost of white matter, the
-other lets the sulci widen at the cost of the cortex, and neither crosses the skull.
+The ``atlas`` anatomy comes from the MNI152 2009a maps that ship inside nilearn, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,17 +18,27 @@ TEMPLATE_MEANS = {"csf": 0.28, "grey": 0.65, "white": 0.87}  # medians of T1 whe
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Source of a simulated subject: soft maps, texture and tissue flows on a grid in MNI mm.
+    """Source of a simulated subject on a grid in MNI mm.
 
     ``maps`` (5, D, H, W): CSF outside the lateral ventricles, grey, white, lateral ventricles, T1 texture;
-    ``flows`` (2, 3, D, H, W): velocities in mm for one millilitre of ventricular and of sulcal growth.
+    ``flow`` (3, D, H, W): velocity in mm for one millilitre of growth of the lateral ventricles.
     """
 
     name: str
     maps: np.ndarray
-    flows: np.ndarray
+    flow: np.ndarray
     origin_mm: tuple[float, float, float]
     spacing_mm: float
+
+    def coarser(self) -> Anatomy:
+        """The same anatomy on voxels twice as wide."""
+        import torch
+
+        maps, flow = (
+            torch.nn.functional.avg_pool3d(torch.from_numpy(field), 2).numpy() for field in (self.maps, self.flow)
+        )
+        origin = tuple(start + self.spacing_mm / 2 for start in self.origin_mm)
+        return Anatomy(self.name, maps, flow, origin, 2 * self.spacing_mm)
 
     def volumes(self) -> dict[str, float]:
         """Volumes of the anatomy itself."""
@@ -75,35 +83,34 @@ def atlas_anatomy(spacing_mm: float) -> Anatomy:
 
 
 def make_anatomy(name: str, maps: np.ndarray, affine: np.ndarray, spacing_mm: float) -> Anatomy:
-    """Resample (5, D, H, W) maps with a diagonal affine to ``spacing_mm`` and add the tissue flows."""
+    """Resample (5, D, H, W) maps with a diagonal affine to ``spacing_mm`` and add the ventricles' flow."""
     import torch
     from scipy import ndimage
 
-    voxel = float(affine[0, 0])
-    support = np.argwhere(maps[:4].sum(0) > 0)
-    low = affine[:3, 3] + voxel * support.min(0) - 2 * spacing_mm
-    high = affine[:3, 3] + voxel * support.max(0) + 2 * spacing_mm
-    shape = np.ceil((high - low) / spacing_mm).astype(int) + 1
+    voxel, start = float(affine[0, 0]), np.asarray(affine)[:3, 3]
+    margin = int(np.ceil(2 * spacing_mm / voxel))
+    support = np.argwhere(maps[:4].any(0))
+    first = np.maximum(support.min(0) - margin, 0)
+    last = np.minimum(support.max(0) + margin + 1, maps.shape[1:])
+    maps, start = maps[(slice(None), *map(slice, first, last))], start + voxel * first
     if spacing_mm > voxel:  # a Gaussian about as wide as the new voxel stands for averaging over it
         sigma = 0.42 * np.sqrt((spacing_mm / voxel) ** 2 - 1)
-        maps = np.stack([ndimage.gaussian_filter(channel, sigma) for channel in maps])
-    points = grid_points(tuple(shape.tolist()), low, spacing_mm)
-    resampled = look_up(torch.from_numpy(maps)[None], points, affine[:3, 3], voxel)[0].numpy()
-    return Anatomy(name, resampled, tissue_flows(resampled, spacing_mm), tuple(low.tolist()), float(spacing_mm))
+        maps = np.stack([ndimage.gaussian_filter(channel, sigma, truncate=3) for channel in maps])
+    shape = tuple(int(side) for side in np.ceil((last - first - 1) * voxel / spacing_mm) + 1)
+    points = grid_points(shape, start, spacing_mm)
+    resampled = look_up(torch.from_numpy(maps)[None], points, start, voxel)[0].numpy()
+    return Anatomy(name, resampled, ventricle_flow(resampled, spacing_mm), tuple(start.tolist()), float(spacing_mm))
 
 
-def tissue_flows(maps: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Velocities (2, 3, D, H, W), mm per ml: grad psi with  div grad psi = source - sink  and no flux at the skull."""
-    from scipy import ndimage
+def ventricle_flow(maps: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Velocity (3, D, H, W), mm per ml: grad psi with  div grad psi = lateral - white  (each of unit mass).
 
-    csf, grey, white, lateral = (ndimage.gaussian_filter(channel, 0.5) for channel in maps[:4])
+    The ventricles grow at the cost of white matter; nothing crosses the skull, so the head keeps its size.
+    """
     inside = maps[:4].sum(0) > 0.5
-    flows = []
-    for source, sink in ((lateral, white), (csf, grey + 0.5 * white)):
-        source, sink = source * inside, sink * inside
-        density = (source / source.sum() - sink / sink.sum()) * 1000 / spacing_mm**3
-        flows.append(_potential_flow(density, inside, spacing_mm))
-    return np.stack(flows).astype(np.float32)
+    source, sink = maps[3] * inside, maps[2] * inside
+    density = (source / source.sum() - sink / sink.sum()) * 1000 / spacing_mm**3
+    return _potential_flow(density, inside, spacing_mm)
 
 
 def _potential_flow(density: np.ndarray, inside: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -159,7 +166,7 @@ def grid_points(shape: tuple[int, ...], origin: Any, spacing: float) -> Any:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def integrate(velocity: Any, origin: Any, spacing: float, squarings: int = 5) -> Any:
+def integrate(velocity: Any, origin: Any, spacing: float, squarings: int = 4) -> Any:
     """Displacement (1, 3, D, H, W) in mm of exp(velocity) by scaling and squaring."""
     points = grid_points(velocity.shape[2:], origin, spacing)
     displacement = velocity / 2**squarings

@@ -1,14 +1,14 @@
 """Simulated cohorts: T1w volumes, their labels and *measured* covariates from an anatomy.
 
 One generator serves every simulated cohort. A point x of the subject looks up its anatomy at  F(R(S x)):
-S scales the head, R is a smooth random diffeomorphism, and F = exp(-t_v v_v - t_s v_s) moves tissue along the
-anatomy's flows. t_v and t_s are solved so that the lateral ventricles and the brain fraction come out as requested;
-what goes to the table is measured on the warped labels.
+S scales the head, R is a smooth random diffeomorphism, and F = exp(-t v) lets the lateral ventricles grow by about
+t ml along the anatomy's flow v. Sulci then widen where CSF is likely: its odds are raised by one factor everywhere.
+t and that factor are solved so that ventricles and brain come out near the request; what goes to the table is
+measured on the result.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ import numpy as np
 
 from .anatomy import Anatomy, atlas_anatomy, grid_points, integrate, look_up, volumes_ml
 from .covariates import MISSING, REFERENCE_ICV_ML, draw_covariates
+from .dataset import labels_path, save_nifti, save_volume, volume_path, write_tables
 from .errors import BrainLDMError
 from .profiles import CohortSize, Grid
-from .records import Record, Run, atomic_path, read_json, read_record, settings_hash, write_json
+from .records import Record, Run, read_json, read_record, settings_hash, write_json
 
 CENTRE_MM = (0.0, -18.0, 8.0)  # the point that head scaling leaves in place
-ATTEMPTS = 4  # evaluations at most; what is left of the request is no error, as covariates are measured
 COHORT_SEED = 0  # a cohort is shared by all training seeds
 
 
@@ -38,6 +38,7 @@ class Look:
     anisotropy: float = 0.03
     warp_mm: float = 3.0
     warp_wavelength_mm: float = 28.0
+    sharpness: float = 1.6
     csf: float = 0.22
     grey_at_60: float = 0.60
     grey_per_year: float = 0.001
@@ -46,6 +47,9 @@ class Look:
     texture: float = 0.9
     bias: float = 0.02
     noise: float = 0.012
+
+
+LOOK = Look()
 
 
 @dataclass(frozen=True)
@@ -62,70 +66,95 @@ def working_factor(grid: Grid) -> int:
     return 2 if grid.spacing_mm >= 2 else 1
 
 
-def random_warp(rng: np.random.Generator, shape: Any, origin: Any, spacing: float, look: Look) -> Any:
-    """Displacement (1, 3, d, h, w), mm, of a smooth random diffeomorphism: exp of band-limited Gaussian noise."""
+def working_grid(grid: Grid, factor: int) -> tuple[tuple[int, ...], np.ndarray, float]:
+    """Shape, centre of the first voxel (mm) and spacing of a profile's grid with ``factor`` voxels to a side."""
+    spacing = grid.spacing_mm / factor
+    origin = np.array(grid.affine)[:3, 3] + (spacing - grid.spacing_mm) / 2
+    return tuple(side * factor for side in grid.shape), origin, spacing
+
+
+def random_warp(rng: np.random.Generator, grid: Grid, look: Look) -> tuple[Any, np.ndarray, float]:
+    """Displacement (1, 3, d, h, w), mm, of a smooth random diffeomorphism, with its origin and spacing.
+
+    exp of band-limited Gaussian noise on a grid of a quarter of the wavelength, which any profile shares.
+    """
     import torch
     from scipy import ndimage
 
-    noise = rng.standard_normal((3, *shape))
-    # A Gaussian of this width leaves a field whose mean wavelength is about the one wanted.
-    sigma = look.warp_wavelength_mm / 4 / spacing
-    smooth = np.stack([ndimage.gaussian_filter(channel, sigma, mode="wrap") for channel in noise])
+    spacing = look.warp_wavelength_mm / 4
+    shape = tuple(int(np.ceil(1.4 * side * grid.spacing_mm / spacing)) for side in grid.shape)
+    origin = np.array(CENTRE_MM) - spacing * (np.array(shape) - 1) / 2
+    # A Gaussian of a quarter of the wavelength leaves a field of about that mean wavelength.
+    smooth = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), 1.0, mode="wrap") for _ in range(3)])
     smooth *= look.warp_mm / np.sqrt((smooth**2).sum(0).mean())
-    return integrate(torch.from_numpy(smooth.astype(np.float32))[None], origin, spacing)
+    return integrate(torch.from_numpy(smooth.astype(np.float32))[None], origin, spacing), origin, spacing
 
 
-def solve_subject(
-    anatomy: Anatomy,
-    shape: tuple[int, ...],
-    origin: np.ndarray,
-    spacing: float,
-    wanted: dict[str, float],
-    rng: np.random.Generator,
-    look: Look,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Warped maps (5, D, H, W) on the working grid and their volumes (ml): Broyden steps on (t_v, t_s) and head scale.
+def pull_back(anatomy: Anatomy, points: Any, growth_ml: float) -> np.ndarray:
+    """Maps (C, d, h, w) of an anatomy whose ventricles have grown, at points (1, 3, d, h, w)."""
+    import torch
 
-    ``wanted``: lateral, brain and intracranial volume in ml of the subject's own size.
+    place = (anatomy.origin_mm, anatomy.spacing_mm)
+    moved = integrate(-growth_ml * torch.from_numpy(anatomy.flow)[None], *place)
+    return look_up(torch.from_numpy(anatomy.maps)[None], points + look_up(moved, points, *place), *place)[0].numpy()
+
+
+def widen_sulci(warped: np.ndarray, brain_fraction: float, sharpness: float) -> np.ndarray:
+    """Maps whose brain is ``brain_fraction`` of the head: odds of CSF become  exp(shift) odds^sharpness.
+
+    Sharpening undoes part of the blur of an averaged template. Lateral ventricles and head stay as they are.
+    """
+    csf, grey, white, lateral, texture = warped
+    tissue = csf + grey + white
+    share = np.clip(csf / np.maximum(tissue, 1e-6), 1e-4, 1 - 1e-4)
+    logit = sharpness * (np.log(share) - np.log1p(-share))
+    # The shift is found by bisection on a histogram of the logit: the brain shrinks as it grows.
+    weight, edges = np.histogram(logit, bins=1000, weights=tissue)
+    middle = (edges[:-1] + edges[1:]) / 2
+    wanted = brain_fraction * (tissue.sum() + lateral.sum())
+    low, high = -12.0, 12.0
+    for _ in range(30):
+        shift = (low + high) / 2
+        low, high = (shift, high) if (weight / (1 + np.exp(middle + shift))).sum() > wanted else (low, shift)
+    new = 1 / (1 + np.exp(-logit - shift))
+    keep = (1 - new) / (1 - share)
+    return np.stack([new * tissue, keep * grey, keep * white, lateral, texture])
+
+
+def warp_subject(
+    anatomy: Anatomy, grid: Grid, wanted: dict[str, float], rng: np.random.Generator, look: Look
+) -> np.ndarray:
+    """Maps (5, D, H, W) on the working grid, near the ``wanted`` volumes (ml): secant steps on the growth.
+
+    Most steps are taken on a coarse grid. What is left of the request is no error: covariates are measured.
     """
     import torch
 
-    maps, flows = torch.from_numpy(anatomy.maps)[None], torch.from_numpy(anatomy.flows)
-    own = anatomy.volumes()
-    fractions = np.array([wanted["lateral"], wanted["brain"]]) / wanted["intracranial"]
     stretch = np.exp(look.anisotropy * rng.standard_normal(3))
+    own = anatomy.volumes()
     scale = (own["intracranial"] / wanted["intracranial"]) ** (1 / 3) * stretch / stretch.prod() ** (1 / 3)
+    warp, *warp_place = random_warp(rng, grid, look)
     centre = torch.tensor(CENTRE_MM).view(1, 3, 1, 1, 1)
-    coarse = 3 * spacing
-    coarse_shape = tuple(int(np.ceil(side * 1.4 / 3)) for side in shape)
-    coarse_origin = np.array(CENTRE_MM) - coarse * (np.array(coarse_shape) - 1) / 2
-    warp = random_warp(rng, coarse_shape, coarse_origin, coarse, look)
-
-    # d(lateral, brain)/d(t_v, t_s) as fractions of the head, first order: growth takes from the brain.
-    slope = np.array([[1.0, 0.0], [-1.0, -1.0]]) / own["intracranial"]
-    reached = np.array([own["lateral"], own["brain"]]) / own["intracranial"]
-    step = np.linalg.solve(slope, fractions - reached)
-    state = np.zeros(2)
-    points = grid_points(shape, origin, spacing) - centre
-    for attempt in range(ATTEMPTS):
-        state = state + step
-        head = points * torch.tensor(scale, dtype=torch.float32).view(1, 3, 1, 1, 1) + centre
-        head = head + look_up(warp, head, coarse_origin, coarse)
-        velocity = -(state[0] * flows[0] + state[1] * flows[1])[None].float()
-        moved = integrate(velocity, anatomy.origin_mm, anatomy.spacing_mm)
-        source = head + look_up(moved, head, anatomy.origin_mm, anatomy.spacing_mm)
-        warped = look_up(maps, source, anatomy.origin_mm, anatomy.spacing_mm)[0].numpy()
-        found = volumes_ml(warped, spacing)
-        before, reached = reached, np.array([found["lateral"], found["brain"]]) / found["intracranial"]
-        size = found["intracranial"] / wanted["intracranial"]
-        error = fractions - reached
-        if attempt == ATTEMPTS - 1 or (abs(error) <= (0.02 * fractions[0], 0.002)).all() and abs(size - 1) < 0.005:
-            break
-        if attempt:  # Broyden's rank-one update keeps the slope true along the last step
-            slope += np.outer(reached - before - slope @ step, step) / (step @ step)
-        step = np.linalg.solve(slope, error)
-        scale = scale * size ** (1 / 3)
-    return warped, found
+    target = wanted["lateral"] / wanted["intracranial"]
+    start = own["lateral"] / own["intracranial"]
+    slope = 1 / own["intracranial"]  # of the lateral fraction on growth, first order
+    growth = target * own["intracranial"] - own["lateral"]
+    for source, factor, attempts in ((anatomy.coarser(), 1, 3), (anatomy, working_factor(grid), 2)):
+        points = grid_points(*working_grid(grid, factor)) - centre
+        before = 0.0, start  # growth and lateral fraction of the step before
+        for attempt in range(attempts):
+            head = points * torch.tensor(scale, dtype=torch.float32).view(1, 3, 1, 1, 1) + centre
+            warped = pull_back(source, head + look_up(warp, head, *warp_place), growth)
+            found = volumes_ml(warped, grid.spacing_mm / factor)
+            reached, ratio = found["lateral"] / found["intracranial"], found["intracranial"] / wanted["intracranial"]
+            near = abs(reached - target) <= 0.03 * target and abs(ratio - 1) < 0.005
+            if near or (source is anatomy and attempt == attempts - 1):
+                break
+            if abs(growth - before[0]) > 1:
+                slope = max((reached - before[1]) / (growth - before[0]), 0.2 / own["intracranial"])
+            before = growth, reached
+            growth, scale = growth + (target - reached) / slope, scale * ratio ** (1 / 3)
+    return warped
 
 
 def render(warped: np.ndarray, age_years: float, factor: int, rng: np.random.Generator, look: Look) -> tuple[Any, Any]:
@@ -154,24 +183,21 @@ def _average(field: np.ndarray, factor: int) -> np.ndarray:
     return field.reshape(channels, *blocks).mean((2, 4, 6))
 
 
-def simulate_subject(anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: int, look: Look = Look()) -> Subject:
+def simulate_subject(anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: int, look: Look = LOOK) -> Subject:
     """One person from requested covariates; every random choice follows from ``seed``."""
-    factor = working_factor(grid)
-    spacing = grid.spacing_mm / factor
-    shape = tuple(side * factor for side in grid.shape)
-    origin = np.array(grid.affine)[:3, 3] - grid.spacing_mm / 2 + spacing / 2
     rng = np.random.default_rng([COHORT_SEED, seed])
-    icv = float(row["intracranial_volume_ml"])
-    brain = float(row["brain_volume_ml"]) / REFERENCE_ICV_ML * icv
-    # Sulci and cisterns never vanish: keep at least 3 % of the head for them.
-    brain = min(brain, 0.97 * icv - float(row["ventricular_volume_ml"]))
-    wanted = {"lateral": float(row["ventricular_volume_ml"]), "brain": brain, "intracranial": icv}
-    warped, found = solve_subject(anatomy, shape, origin, spacing, wanted, rng, look)
-    image, labels = render(warped, float(row["age_years"]), factor, rng, look)
+    size = float(row["intracranial_volume_ml"])
+    lateral = float(row["ventricular_volume_ml"])
+    # Sulci and cisterns never vanish: at least 3 % of the head is theirs.
+    brain = min(float(row["brain_volume_ml"]) / REFERENCE_ICV_ML * size, 0.97 * size - lateral)
+    wanted = {"lateral": lateral, "brain": brain, "intracranial": size}
+    maps = widen_sulci(warp_subject(anatomy, grid, wanted, rng, look), brain / size, look.sharpness)
+    found = volumes_ml(maps, grid.spacing_mm / working_factor(grid))
+    image, labels = render(maps, float(row["age_years"]), working_factor(grid), rng, look)
     measured = {
-        "ventricular_volume_ml": round(found["lateral"], 2),
-        "brain_volume_ml": round(found["brain"] * REFERENCE_ICV_ML / found["intracranial"], 1),
-        "intracranial_volume_ml": round(found["intracranial"], 1),
+        "ventricular_volume_ml": round(found["lateral"], 3),
+        "brain_volume_ml": round(found["brain"] * REFERENCE_ICV_ML / found["intracranial"], 2),
+        "intracranial_volume_ml": round(found["intracranial"], 2),
     }
     return Subject(image, labels, measured)
 
@@ -203,7 +229,7 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True) -> dict[s
         "cohort": run.cohort,
         "grid": grid.model_dump(mode="json"),
         "subjects": size.model_dump(mode="json"),
-        "look": asdict(Look()),
+        "look": asdict(LOOK),
         "working_spacing_mm": spacing,
     }
     record = Record(folder, "simulate.simulate_cohort", settings, {}, seed=COHORT_SEED)
@@ -228,54 +254,22 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True) -> dict[s
     table.insert(0, "participant_id", ids)
     table.insert(1, "session_id", MISSING)
     table.insert(2, "split", [splits[name] for name in ids])
-    write_tables(folder, table)
-    images = [image_path(folder, name) for name in ids]
+    write_tables(folder, table, facts={"brain_only": True, "simulated": True, "access": "open"})
+    images = [volume_path(folder, name) for name in ids]
     return record.finish([folder / "participants.tsv", *images], subjects=count, largest_relative_miss=misses)
-
-
-def image_path(folder: Path, name: str) -> Path:
-    """Where a subject's T1w volume lies in a cohort folder."""
-    return folder / name / "anat" / f"{name}_desc-preproc_T1w.nii.gz"
-
-
-def write_tables(folder: Path, table: Any) -> None:
-    """``participants.tsv`` and ``dataset_description.json`` of a cohort."""
-    with atomic_path(folder / "participants.tsv") as partial:
-        table.to_csv(partial, sep="\t", index=False, na_rep=MISSING)
-    description = {
-        "Name": f"Simulated cohort {folder.parent.name}",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "brainldm"}],
-    }
-    write_json(folder / "dataset_description.json", description)
-
-
-def write_volume(path: Path, voxels: np.ndarray, affine: Any, slope: float | None = None) -> None:
-    """Write uint8 voxels as compressed NIfTI in MNI space (sform code 4), atomically and byte for byte repeatable."""
-    import nibabel as nib
-
-    image = nib.Nifti1Image(voxels, np.asarray(affine))
-    image.header.set_sform(np.asarray(affine), code=4)
-    image.header.set_qform(np.asarray(affine), code=4)
-    image.header.set_xyzt_units("mm")
-    if slope is not None:
-        image.header.set_slope_inter(slope, 0)
-    with atomic_path(path) as partial:
-        partial.write_bytes(gzip.compress(image.to_bytes(), 5, mtime=0))
 
 
 def _simulate_to(job: tuple[str, dict[str, Any], Path, str]) -> tuple[str, dict[str, float]]:
     """Simulate and write one subject, unless its sidecar says that it is there already."""
     name, row, folder, key = job
-    path = image_path(folder, name)
+    path = volume_path(folder, name)
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
     if sidecar.exists() and (content := read_json(sidecar)).get("settings") == key:
         return name, content["measured"]
     subject = simulate_subject(_WORKER["anatomy"], _WORKER["grid"], row, seed=int(name.removeprefix("sub-")))
     affine = _WORKER["grid"].affine
-    write_volume(path, np.round(subject.image * 255).astype(np.uint8), affine, slope=1 / 255)
-    write_volume(path.with_name(f"{name}_dseg.nii.gz"), subject.labels, affine)
+    save_volume(path, subject.image, affine)
+    save_nifti(labels_path(folder, name), subject.labels, affine)
     content = {"SkullStripped": True, "measured": subject.measured, "requested": row, "settings": key}
     write_json(sidecar, content)
     return name, subject.measured
@@ -298,5 +292,5 @@ def _run_jobs(jobs: list[Any], anatomy: Anatomy, grid: Grid, workers: int) -> It
 
 
 def _array_hash(anatomy: Anatomy) -> str:
-    """SHA-256 of an anatomy's maps and flows."""
-    return hashlib.sha256(anatomy.maps.tobytes() + anatomy.flows.tobytes()).hexdigest()
+    """SHA-256 of an anatomy's maps and flow."""
+    return hashlib.sha256(anatomy.maps.tobytes() + anatomy.flow.tobytes()).hexdigest()
