@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BrainLDMError
-from .notebooks import notebook_names, out_of_step, project_root
+from .notebooks import notebook_names, out_of_step, project_root, with_package
 from .records import Run, commit, sha256, write_json, write_text
 
 SOURCES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "CITATION.cff", "LICENSE")
@@ -45,10 +45,9 @@ def build_book(notebooks: Path, html: Path, title_suffix: str = "") -> None:
         if title_suffix:
             _retitle(copy / "_config.yml", title_suffix)
         command = [sys.executable, "-c", START, "build", "-n", "-W", "--keep-going", str(copy)]
-        # The parent of the copy is on no path that a page shows; colours would only soil the log.
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
+        done = subprocess.run(command, capture_output=True, text=True, env=with_package())
         built = copy / "_build" / "html"
-        text = (done.stdout + done.stderr).replace(str(copy), ".")
+        text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr).replace(str(copy), ".")
         write_text(log, text)
         if done.returncode or not (built / "index.html").exists():
             lines = [line for line in text.splitlines() if "WARNING" in line or "ERROR" in line or "Error" in line]

@@ -114,8 +114,9 @@ def _stage(run: Run, stage: str, function) -> None:
     from .runner import locked
 
     with locked(run.stage(stage).parent / f".{stage}.lock"):
+        print(f"{run.name}: {stage} ...", flush=True)
         record = function()
-    print(f"{run.stage(stage)}: finished, {record['seconds']:.0f} s", flush=True)
+    print(f"{run.name}: {stage} finished, {record['seconds']:.0f} s", flush=True)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -234,7 +235,7 @@ def _run(args: argparse.Namespace) -> None:
         if waiting and not inside_workflow():
             bring_up_to_date(run, args.profile, bids, waiting)
         record = run_notebook(source.stem, given)
-        print(f"{source.stem}: run in {record['seconds']:.0f} s", flush=True)
+        print(f"{run.name}: {source.stem} finished, {record['seconds']:.0f} s", flush=True)
     if everything:
         print(f"\n{results_table(runs)}\n")
         for run in runs:

@@ -141,7 +141,6 @@ def _check_last_cell(notebook: NotebookNode, name: str, where: Path) -> None:
 def _execute(notebook: NotebookNode, name: str, nonce: str, folder: Path) -> None:
     """Run the cells in place, in a fresh kernel that works in the checkout and talks over private sockets."""
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -157,10 +156,12 @@ def _execute(notebook: NotebookNode, name: str, nonce: str, folder: Path) -> Non
                     None,
                     cwd=project_root(),
                     progress_bar={"desc": name} if sys.stderr.isatty() else False,
-                    config=Config({"KernelManager": {"transport": "ipc"}}),
+                    # Named here: the default name of the sockets is the same for all kernels of a working folder.
+                    config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+                    extra_arguments=["--log-level=CRITICAL"],  # or each kernel complains that it is shut down
                 )
-        except DeadKernelError as error:
-            raise NotebookError(f"{name}: the kernel died; was it killed, or is memory short?") from error
+        except RuntimeError as error:  # nbclient's: the kernel did not start, or died
+            raise NotebookError(f"{name}: the kernel died ({error}); was it killed, or is memory short?") from error
         except PapermillExecutionError as error:
             if error.ename == "BrainLDMError":
                 raise BrainLDMError(error.evalue) from None
