@@ -16,7 +16,6 @@ from .notebooks import find_notebook, notebook_names, pair, project_root, write_
 from .records import STAGES, Run, open_run, read_json, read_record, sha256, write_text
 
 LIMIT = 1_500_000  # bytes of outputs a notebook
-TEXT = ("name", "text", "ename", "evalue", "traceback")
 
 
 def open_finished(folder: Path) -> Run:
@@ -49,12 +48,11 @@ def check_publishable(run: Run) -> None:
     Raises:
         BrainLDMError: pages made from this cohort must not be published.
     """
-    from .manifests import load_manifest
+    from .manifests import publishable
 
-    if not load_manifest(run.cohort).publishable:
-        raise BrainLDMError(
-            f"cohort {run.cohort!r}: its manifest does not allow publication; publish a simulated cohort"
-        )
+    allowed, why = publishable(run.cohort)
+    if not allowed:
+        raise BrainLDMError(f"{run.folder}: may not be published: {why}; publish a run of a simulated cohort")
 
 
 def local_paths() -> list[str]:
