@@ -154,7 +154,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _samples(args: argparse.Namespace) -> None:
-    from .sampling import sample_stage
+    from .samples import sample_stage
 
     run = _open(args)
     _stage(run, "samples", lambda: sample_stage(run))
@@ -174,7 +174,8 @@ def _sample(args: argparse.Namespace) -> None:
     import pandas as pd
     from tqdm import tqdm
 
-    from .sampling import load_pipeline, sample, write_samples
+    from .samples import write_samples
+    from .sampling import load_pipeline, sample
 
     pipeline = load_pipeline(args.weights)
     table = pd.DataFrame([asked] * args.n)

@@ -68,7 +68,7 @@ def condition_vector(values: torch.Tensor, present: torch.Tensor, mask_channels:
 
 
 def predict(unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-    """Hybrid conditioning: the vector (B, K) joins the latent (B, C, d, h, w) as channels and is its one context token."""
+    """Hybrid conditioning: the vector (B, K) joins the latent (B, C, d, h, w) as maps and as the one context token."""
     maps = condition[:, :, None, None, None].expand(-1, -1, *noisy.shape[2:])
     return unet(torch.cat([noisy, maps], dim=1), timesteps=timesteps, context=condition[:, None, :])
 

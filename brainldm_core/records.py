@@ -67,6 +67,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; rename it to ``path`` when the block ends well, else remove it.
+
+    Raises:
+        BrainLDMError: ``path`` exists and is not an empty folder, the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise BrainLDMError(f"{path}: exists already; give another --out, or delete it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        yield draft
+        draft.chmod(0o777 & ~_umask())
+        os.replace(draft, path)  # an empty folder gives way
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def _cannot_write(path: Path, error: OSError) -> BrainLDMError:
     return BrainLDMError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder")
 

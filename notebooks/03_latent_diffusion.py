@@ -30,7 +30,8 @@ import torch
 from brainldm_core import charts, diffusion, figures, networks, pages
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
-from brainldm_core.sampling import load_pipeline, sample, sample_stage, sampler_timesteps
+from brainldm_core.samples import sample_stage
+from brainldm_core.sampling import load_pipeline, sample, sampler_timesteps
 from brainldm_core.training import encode_latents, train_diffusion
 
 run = pages.begin(profile, cohort, seed, runs)

@@ -31,7 +31,8 @@ import pandas as pd
 from brainldm_core import figures, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.runner import finish_notebook
-from brainldm_core.sampling import load_pipeline, sample, sample_stage, sampler_coefficients, sampler_timesteps
+from brainldm_core.samples import sample_stage
+from brainldm_core.sampling import load_pipeline, sample, sampler_coefficients, sampler_timesteps
 
 run = pages.begin(profile, cohort, seed, runs)
 pipeline = load_pipeline(run.folder)
