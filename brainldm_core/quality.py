@@ -53,7 +53,7 @@ def draw_quality(folder: Path, quality: pd.DataFrame, grid: Grid) -> None:
     shown = [("template (outline in all)", template)]
     for row in rows.itertuples():
         keys = [getattr(row, key) for key in KEYS]
-        title = f"{scan_name(*keys)}: correlation {row.correlation:.2f}" + (" - LOOK" if row.flagged else "")
+        title = f"{scan_name(*keys)}: r = {row.correlation:.2f}" + (", LOOK" if row.flagged else "")
         shown.append((title, read_nifti(volume_path(folder, *keys))[0]))
     middle = [round((0 - start) / grid.spacing_mm) for start in np.array(grid.affine)[:3, 3]]
     level = round((18 - grid.affine[2][3]) / grid.spacing_mm)  # z = 18 mm shows the lateral ventricles
@@ -72,6 +72,9 @@ def draw_quality(folder: Path, quality: pd.DataFrame, grid: Grid) -> None:
             axis.imshow(volume[cut].T, origin="lower", cmap="gray", vmin=0, vmax=1)
             axis.contour(template[cut].T, [0.3], colors="tab:red", linewidths=0.7)
         axes[row, column + 1].set_title(title, fontsize=8)
-    figure.suptitle("Axial (z = 18 mm), sagittal (x = 0) and coronal (y = 0) slices; left is left", fontsize=9)
+    figure.suptitle(
+        "Axial (z = 18 mm), sagittal (x = 0) and coronal (y = 0) slices, left on the left; r: fit to the template",
+        fontsize=9,
+    )
     with atomic_path(folder / "quality.png") as partial:
         figure.savefig(partial, dpi=80, format="png", metadata={"Software": None})
