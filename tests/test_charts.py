@@ -1,0 +1,51 @@
+"""What the charts draw."""
+
+import numpy as np
+import pandas as pd
+
+from brainldm_core import charts
+
+
+def test_scatter_draws_identity_and_the_least_squares_line():
+    x = np.array([1.0, 2.0, 3.0, np.nan])
+    figure = charts.scatter_with_fit({"p": (x, 2 * x, "note")}, "asked", "found")
+    identity, fit = figure.axes[0].lines
+    assert np.allclose(identity.get_xdata(), identity.get_ydata())
+    assert np.allclose(fit.get_ydata(), [2, 6])
+    assert figure.axes[0].collections[0].get_offsets().shape == (3, 2)
+    assert figure.axes[0].get_title() == "p\nnote"
+
+
+def test_scatter_of_nothing_is_an_empty_panel():
+    empty = np.array([np.nan, np.nan])
+    figure = charts.two_scatters({"p": (empty, empty, "too few")}, "x", "y")
+    assert not figure.axes[0].collections
+
+
+def test_loss_curves_begin_where_a_loss_does():
+    table = pd.DataFrame({"step": range(6), "late": [np.nan] * 4 + [1.0, 3.0]})
+    figure = charts.loss_curves(table, {"late": "late"}, window=2)
+    raw, smooth = figure.axes[0].lines
+    assert list(raw.get_xdata()) == [4, 5]
+    assert list(smooth.get_ydata()) == [1, 2]
+
+
+def test_distributions_leave_missing_values_out():
+    table = pd.DataFrame({"split": ["train", "test", "test"], "a": [1.0, 2.0, np.nan]})
+    figure = charts.distributions(table, {"a": "a (ml)"})
+    assert figure.axes[0].get_xlabel() == "a (ml)"
+    assert len(figure.axes[0].get_legend().get_texts()) == 2
+
+
+def test_correlations_mark_r_inside_its_interval():
+    figure = charts.correlations({"q": {"one": (0.9, 0.8, 0.95)}})
+    line, point = figure.axes[0].lines[:2]
+    assert list(line.get_xdata()) == [0.8, 0.95] and list(point.get_xdata()) == [0.9]
+
+
+def test_schedule_draws_levels_and_their_ratio():
+    bars = np.array([0.9, 0.5, 0.1])
+    figure = charts.schedule(np.sqrt(bars), np.sqrt(1 - bars), {"other": bars})
+    ours, other = figure.axes[1].lines
+    assert np.allclose(ours.get_ydata(), other.get_ydata())
+    assert np.allclose(ours.get_ydata()[1], 0)
