@@ -295,6 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
         _forget(getattr(args, "begun", None))
         _say(" ".join(str(error).split()))
         return 2
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
