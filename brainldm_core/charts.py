@@ -58,7 +58,7 @@ def scatter(axis: Axes, x: np.ndarray, y: np.ndarray, note: str = "", colour: st
 
 def scatter_with_fit(panels: Mapping[str, tuple[np.ndarray, np.ndarray, str]], x_title: str, y_title: str) -> Figure:
     """Panels (name -> x, y, note) side by side on one scale, each with identity and least-squares line."""
-    with canvas(1, len(panels), (max(3.2 * len(panels), 3.4), 3.3), sharex=True, sharey=True) as (figure, axes):
+    with canvas(1, len(panels), (max(2.6 * len(panels), 3.4), 2.9), sharex=True, sharey=True) as (figure, axes):
         for axis, colour, (name, (x, y, note)) in zip(axes[0], COLOURS, panels.items(), strict=False):
             scatter(axis, np.asarray(x, float), np.asarray(y, float), f"{name}\n{note}", colour)
             axis.set_xlabel(x_title)

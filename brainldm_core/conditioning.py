@@ -23,7 +23,7 @@ class Agreement:
     def note(self) -> str:
         """For the title of a panel: r with its interval, and n."""
         if not np.isfinite(self.r):
-            return f"too few to correlate, n = {self.n}"
+            return f"no correlation to compute, n = {self.n}"
         return f"r = {self.r:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
 
     def result(self, **more: Any) -> dict[str, Any]:

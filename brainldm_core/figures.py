@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDTH = 7.5  # inches of a full-width figure, so that its letters are as large as the page's
 PLANES = ("axial", "coronal", "sagittal")
 SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}  # left and right edge of a picture
 # Dark and light enough to be told apart in grey, and chosen for colour-blind readers (Okabe and Ito).
@@ -83,7 +84,7 @@ def montage(
     plane: str = "axial",
     position: float = 0.5,
     columns: int = 8,
-    width: float = 9.0,
+    width: float = WIDTH,
 ) -> Figure:
     """One slice of each volume (N, D, H, W), row by row; the first carries the letters of its sides."""
     count = len(volumes)
@@ -112,7 +113,7 @@ def compare(volumes: Mapping[str, np.ndarray], positions: Sequence[float] = (0.5
     first = next(iter(volumes.values()))
     shapes = [slice_of(first, plane).shape for plane in PLANES]
     ratios = [wide / tall for tall, wide in shapes]
-    high = 1.7
+    high = 1.5
     with canvas(len(volumes), 3, (high * sum(ratios) + 1.2, high * len(volumes) + 0.3), width_ratios=ratios) as (
         figure,
         axes,
@@ -137,7 +138,7 @@ def rows_of(
     """
     count = min(len(volumes) for volumes in kinds.values())
     tall, wide = slice_of(next(iter(kinds.values()))[0], plane, position).shape
-    cell = 9.0 / max(count, 5)
+    cell = WIDTH / max(count, 5)
     extra = 0.16 * (1 + max((title.count("\n") for title in titles or [""]), default=0))
     with canvas(len(kinds), count, (cell * count + 0.3, len(kinds) * cell * tall / wide + extra)) as (figure, axes):
         for row, (kind, volumes) in enumerate(kinds.items()):
@@ -153,8 +154,11 @@ def rows_of(
                     cmap="RdBu_r" if low < 0 else "gray",
                 )
             axes[row, 0].set_ylabel(kind, fontsize=8)
-            if kind in (limits or {}):
-                figure.colorbar(axes[row, 0].images[0], ax=list(axes[row]), shrink=0.8, pad=0.01)
+        scaled = [row for row, kind in enumerate(kinds) if kind in (limits or {})]
+        same = len(scaled) == len(kinds) and len(set(limits.values())) == 1  # then one bar serves all rows
+        for row in scaled[:1] if same else scaled:
+            beside = axes.ravel() if same else axes[row]
+            figure.colorbar(axes[row, 0].images[0], ax=list(beside), shrink=0.8, pad=0.01)
     return figure
 
 
@@ -198,7 +202,7 @@ def in_mni(
     high = low + affine.diagonal()[:3] * volumes.shape[1:]
     columns = min(columns, len(volumes))
     blocks = -(-len(volumes) // columns)
-    with canvas(2 * blocks, columns, (9.0 * columns / 5 + 0.4, 3.6 * blocks)) as (figure, axes):
+    with canvas(2 * blocks, columns, (WIDTH * columns / 5 + 0.4, 3.0 * blocks)) as (figure, axes):
         for axis in axes.flat:
             axis.axis("off")
         for index, volume in enumerate(volumes):

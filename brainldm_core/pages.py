@@ -218,9 +218,10 @@ def manifest(run: Run) -> Markdown:
 
 def measured(scans: Cohort, splits: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the ruler finds in every scan of some splits, and the rows of the table beside it."""
+    import numpy as np
     import pandas as pd
 
-    from .morphometry import measure
+    from .samples import measure_all
 
-    found = [measure(volume.numpy(), scans.affine) for split in splits for volume in scans.volumes(split)[:, 0]]
-    return pd.DataFrame(found), pd.concat([scans.rows(split) for split in splits], ignore_index=True)
+    volumes = np.concatenate([scans.volumes(split)[:, 0].numpy() for split in splits if len(scans.rows(split))])
+    return measure_all(volumes, scans.affine), pd.concat([scans.rows(split) for split in splits], ignore_index=True)

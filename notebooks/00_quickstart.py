@@ -20,7 +20,9 @@
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # sizes and settings: smoke, tiny, demo or paper
-cohort: str = "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
+cohort: str = (
+    "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
+)
 seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
@@ -34,8 +36,8 @@ import numpy as np
 import pandas as pd
 
 from brainldm_core import figures, pages, widgets
-from brainldm_core.morphometry import measure
 from brainldm_core.runner import finish_notebook
+from brainldm_core.samples import measure_all
 from brainldm_core.sampling import sample
 
 run = pages.begin(profile, cohort, seed, runs)
@@ -74,7 +76,7 @@ requests
 # Sampling starts from noise. The noise of a sample comes from its id alone, so sample 3 stays sample 3 whatever else is
 # drawn beside it, today or in a year. The sampler is DDIM {cite}`song2021`, the subject of chapter 4.
 
-# %%
+# %% tags=["hide-input"]
 start = time.perf_counter()
 steps = pipeline.profile.sampling.steps
 brains = sample(pipeline, requests, ids=[1, 2, 3, 4], steps=steps)
@@ -87,7 +89,10 @@ pages.say(
 # Here they are, each in three planes.
 
 # %% mystnb={"figure": {"caption": "Four generated brains. Rows: one brain each, with the age, sex and ventricular volume asked for. Columns: the middle axial, coronal and sagittal slice. Radiological convention: R marks the person's right. Grey values run from 0 (black) to 1 (white); each square is a voxel.", "name": "fig-quickstart-brains"}, "image": {"alt": "Four generated brains in axial, coronal and sagittal slices; the dark ventricles in the middle differ in size from row to row."}}
-titles = [f"{row.age_years:.0f} y, {row.sex}\n{row.ventricular_volume_ml:.0f} ml" for row in requests.itertuples()]
+titles = [
+    f"{row.age_years:.0f} y, {row.sex}\n{row.ventricular_volume_ml:.0f} ml"
+    for row in requests.itertuples()
+]
 figures.three_planes(brains, titles)
 
 # %% [markdown]
@@ -100,13 +105,13 @@ figures.three_planes(brains, titles)
 # put what came beside what was asked.
 
 # %%
-measured = pd.DataFrame([measure(brain, np.array(pipeline.profile.grid.affine)) for brain in brains])
+measured = measure_all(brains, pipeline.profile.grid.affine)
 comparison = pd.DataFrame(
     {
         "ventricles asked (ml)": requests["ventricular_volume_ml"],
-        "ventricles measured (ml)": measured["lateral_ventricles_ml"].round(1),
+        "ventricles measured (ml)": measured["measured_lateral_ventricles_ml"].round(1),
         "brain asked (ml)": requests["brain_volume_ml"],
-        "brain measured (ml)": measured["brain_volume_ml"].round(0),
+        "brain measured (ml)": measured["measured_brain_volume_ml"].round(0),
     }
 )
 comparison
@@ -114,9 +119,11 @@ comparison
 # %% [markdown]
 # Read in words:
 
-# %%
-error = (measured["lateral_ventricles_ml"] - requests["ventricular_volume_ml"]).abs()
-brain_error = (measured["brain_volume_ml"] - requests["brain_volume_ml"]).abs()
+# %% tags=["hide-input"]
+error = (
+    measured["measured_lateral_ventricles_ml"] - requests["ventricular_volume_ml"]
+).abs()
+brain_error = (measured["measured_brain_volume_ml"] - requests["brain_volume_ml"]).abs()
 pages.say(
     f"Over these {len(error)} brains the measured ventricles differ from the request by {error.mean():.1f} ml on average "
     f"(at most {error.max():.1f} ml), and the measured brain volume by {brain_error.mean():.0f} ml (at most "
@@ -155,7 +162,9 @@ explorer
 assert brains.shape == (len(requests), *pipeline.profile.grid.shape)
 assert np.isfinite(brains).all() and brains.min() >= 0 and brains.max() <= 1
 again = sample(pipeline, requests.iloc[[2]], ids=[3], steps=steps)
-assert np.abs(again[0] - brains[2]).max() < 1 / 255, "a sample depends on its own id, not on its company"
+assert np.abs(again[0] - brains[2]).max() < 1 / 255, (
+    "a sample depends on its own id, not on its company"
+)
 assert set(pipeline.ranges) == set(requests.columns)
 
 # %% [markdown]
@@ -202,12 +211,18 @@ assert set(pipeline.ranges) == set(requests.columns)
 # The last cell hands this page's numbers to the results of the run.
 
 # %%
-finish_notebook(
-    run,
-    "00_quickstart",
-    {
-        "quickstart, four volumes": {"value": round(seconds, 2), "unit": "s", "n": len(brains)},
-        "quickstart, ventricle error": {"value": round(error.mean(), 2), "unit": "ml", "n": len(error)},
-        "quickstart, brain error": {"value": round(brain_error.mean(), 1), "unit": "ml", "n": len(error)},
+n = len(brains)
+results = {
+    "quickstart, four volumes": {"value": round(seconds, 2), "unit": "s", "n": n},
+    "quickstart, ventricle error": {
+        "value": round(error.mean(), 2),
+        "unit": "ml",
+        "n": n,
     },
-)
+    "quickstart, brain error": {
+        "value": round(brain_error.mean(), 1),
+        "unit": "ml",
+        "n": n,
+    },
+}
+finish_notebook(run, "00_quickstart", results)

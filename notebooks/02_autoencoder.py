@@ -15,7 +15,9 @@
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # sizes and settings: smoke, tiny, demo or paper
-cohort: str = "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
+cohort: str = (
+    "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
+)
 seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
@@ -30,8 +32,8 @@ from brainldm_core import charts, figures, networks, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.dataset import load_cohort
 from brainldm_core.losses import kl_divergence
-from brainldm_core.morphometry import measure
 from brainldm_core.runner import finish_notebook
+from brainldm_core.samples import measure_all
 from brainldm_core.training import encode_latents, train_autoencoder
 
 run = pages.begin(profile, cohort, seed, runs)
@@ -73,7 +75,7 @@ settings = run.profile.autoencoder
 #
 # The weights of this profile:
 
-# %%
+# %% tags=["hide-input"]
 pages.say(
     "| weight | value |\n|:--|--:|\n"
     f"| $\\lambda_{{\\mathrm{{KL}}}}$ | {settings.kl_weight:g} |\n"
@@ -84,9 +86,12 @@ pages.say(
 # %% [markdown]
 # The network is built from the profile by one function. Nothing in this book builds it a second time.
 
-# %%
+# %% tags=["hide-input"]
 fresh = networks.build_autoencoder(run.profile)
-voxels, latents = int(np.prod(run.profile.grid.shape)), int(np.prod(run.profile.latent_shape))
+voxels, latents = (
+    int(np.prod(run.profile.grid.shape)),
+    int(np.prod(run.profile.latent_shape)),
+)
 pages.say(
     f"The autoencoder has {networks.parameter_count(fresh):,} parameters (the paper's has 13,766,248). It turns {voxels:,} "
     f"voxels into a latent of {' × '.join(map(str, run.profile.latent_shape))} = {latents:,} values, a "
@@ -107,7 +112,7 @@ pages.say(
 record = train_autoencoder(run)
 pages.banner(run, "cohort", "autoencoder", subjects=len(scans.rows("train")))
 
-# %%
+# %% tags=["hide-input"]
 pages.caution(len(scans.rows("train")))
 
 # %% [markdown]
@@ -115,13 +120,20 @@ pages.caution(len(scans.rows("train")))
 
 # %% mystnb={"figure": {"caption": "Losses of the autoencoder by training step: single batches (pale) and their running mean. The adversarial panels begin where that term enters. Grey values lie in [0, 1], so the voxel term is an average error in grey values.", "name": "fig-autoencoder-losses"}, "image": {"alt": "Curves of the voxel, Kullback-Leibler, perceptual and adversarial loss against the training step."}}
 table = pages.losses(run, "autoencoder")
-names = {"l1": "voxels (L1)", "kl": "KL (sum)", "perceptual": settings.perceptual, "adversarial": "adversarial"}
-charts.loss_curves(table, {column: title for column, title in names.items() if column in table})
+names = {
+    "l1": "voxels (L1)",
+    "kl": "KL (sum)",
+    "perceptual": settings.perceptual,
+    "adversarial": "adversarial",
+}
+charts.loss_curves(
+    table, {column: title for column, title in names.items() if column in table}
+)
 
 # %% [markdown]
 # What the curves say in numbers:
 
-# %%
+# %% tags=["hide-input"]
 tenth = max(1, len(table) // 10)
 early, late = table["l1"].head(tenth).mean(), table["l1"].tail(tenth).mean()
 pages.say(
@@ -139,7 +151,9 @@ autoencoder = pages.trained_autoencoder(run)
 volumes = scans.volumes("test")
 mean, sigma = encode_latents(autoencoder, volumes)
 with torch.no_grad():
-    decoded = torch.cat([autoencoder.decode(part) for part in mean.split(8)]).clamp(0, 1)
+    decoded = torch.cat([autoencoder.decode(part) for part in mean.split(8)]).clamp(
+        0, 1
+    )
 real, rebuilt = volumes[:, 0].numpy(), decoded[:, 0].numpy()
 
 # %% [markdown]
@@ -148,7 +162,11 @@ real, rebuilt = volumes[:, 0].numpy(), decoded[:, 0].numpy()
 # %% mystnb={"figure": {"caption": "Held-out volumes (top), their reconstructions (middle) and the difference, reconstruction minus original (bottom; grey values, red where the reconstruction is brighter). Middle axial slices, R marks the person's right.", "name": "fig-reconstructions"}, "image": {"alt": "Three rows of axial slices: originals, reconstructions that look alike but smoother, and difference images that are strongest at edges."}}
 shown = slice(0, 6)
 figures.rows_of(
-    {"original": real[shown], "reconstruction": rebuilt[shown], "difference": rebuilt[shown] - real[shown]},
+    {
+        "original": real[shown],
+        "reconstruction": rebuilt[shown],
+        "difference": rebuilt[shown] - real[shown],
+    },
     limits={"difference": (-0.3, 0.3)},
 )
 
@@ -164,8 +182,12 @@ figures.rows_of(
 
 # %%
 mask = real > 0
-errors = np.array([((a - b)[m] ** 2).mean() for a, b, m in zip(real, rebuilt, mask, strict=True)])
+errors = np.array(
+    [((a - b)[m] ** 2).mean() for a, b, m in zip(real, rebuilt, mask, strict=True)]
+)
 psnr = -10 * np.log10(errors)
+
+# %% tags=["hide-input"]
 pages.say(
     f"Inside the mask the reconstructions of {len(psnr)} held-out volumes reach {psnr.mean():.1f} dB on average "
     f"({psnr.min():.1f} to {psnr.max():.1f} dB); that is a root mean square error of "
@@ -179,8 +201,13 @@ pages.say(
 # deviation.
 
 # %% mystnb={"figure": {"caption": "Latents of four held-out volumes: one row a channel, middle axial slices, in standard deviations from the channel's mean over the test split.", "name": "fig-latents"}, "image": {"alt": "Coarse images in which the outline of the brain and its ventricles can be recognised."}}
-scaled = (mean - mean.mean((0, 2, 3, 4), keepdim=True)) / mean.std((0, 2, 3, 4), keepdim=True)
-channels = {f"channel {index + 1}": scaled[:4, index].numpy() for index in range(scaled.shape[1])}
+scaled = (mean - mean.mean((0, 2, 3, 4), keepdim=True)) / mean.std(
+    (0, 2, 3, 4), keepdim=True
+)
+channels = {
+    f"channel {index + 1}": scaled[:4, index].numpy()
+    for index in range(scaled.shape[1])
+}
 figures.rows_of(channels, limits={name: (-3, 3) for name in channels})
 
 # %% [markdown]
@@ -190,6 +217,8 @@ figures.rows_of(channels, limits={name: (-3, 3) for name in channels})
 # %%
 spread, width = float(mean.std()), float((sigma**2).mean().sqrt())
 divergence = float(kl_divergence(mean, sigma)) / latents
+
+# %% tags=["hide-input"]
 pages.say(
     f"The means of the latents have a standard deviation of {spread:.2f} over the test split, and the encoder adds noise "
     f"of {width:.3f}, so {width**2 / (spread**2 + width**2):.1%} of the variance of a drawn latent is noise. The divergence "
@@ -207,16 +236,21 @@ pages.say(
 # the ventricles of each original and of its reconstruction.
 
 # %% mystnb={"figure": {"caption": "Lateral ventricular volume (ml), measured on held-out originals and on their reconstructions by the same morphometry. Dashed: identity; solid: least squares. The title gives Pearson's r with its 95 % bootstrap interval.", "name": "fig-reconstructed-ventricles"}, "image": {"alt": "Scatter of ventricular volume of reconstructions against originals with the line of identity."}}
-affine = np.array(run.profile.grid.affine)
-before = np.array([measure(volume, affine)["lateral_ventricles_ml"] for volume in real])
-after = np.array([measure(volume, affine)["lateral_ventricles_ml"] for volume in rebuilt])
+before, after = (
+    measure_all(kind, scans.affine)["measured_lateral_ventricles_ml"]
+    for kind in (real, rebuilt)
+)
 ventricles = agreement(before, after)
-charts.scatter_with_fit({"ventricles": (before, after, ventricles.note())}, "original (ml)", "reconstruction (ml)")
+charts.scatter_with_fit(
+    {"ventricles": (before, after, ventricles.note())},
+    "original (ml)",
+    "reconstruction (ml)",
+)
 
 # %% [markdown]
 # In words:
 
-# %%
+# %% tags=["hide-input"]
 pages.say(
     f"Measured on {ventricles.n} pairs: {ventricles.note()}. On average a reconstruction's ventricles are "
     f"{abs(ventricles.bias):.1f} ml {'larger' if ventricles.bias > 0 else 'smaller'} than the original's, and the mean absolute "
@@ -232,8 +266,12 @@ assert decoded.shape == volumes.shape and torch.isfinite(decoded).all()
 assert (sigma > 0).all() and spread > 0
 assert len(table) == settings.training.steps and np.isfinite(table["l1"]).all()
 assert record["results"]["parameters"] == networks.parameter_count(fresh)
-assert pages.meets(run, "reconstruction_psnr_db", psnr.mean()), "reconstructions are worse than this profile should give"
-assert pages.meets(run, "reconstruction_ventricles_r", ventricles.r), "reconstructions lose the ventricles"
+assert pages.meets(run, "reconstruction_psnr_db", psnr.mean()), (
+    "reconstructions are worse than this profile should give"
+)
+assert pages.meets(run, "reconstruction_ventricles_r", ventricles.r), (
+    "reconstructions lose the ventricles"
+)
 
 # %% [markdown]
 # ## What we saw
@@ -276,13 +314,13 @@ assert pages.meets(run, "reconstruction_ventricles_r", ventricles.r), "reconstru
 # The last cell hands this page's numbers to the results of the run.
 
 # %%
-finish_notebook(
-    run,
-    "02_autoencoder",
-    pages.finite({
-        "reconstruction, PSNR in the mask": {"value": round(float(psnr.mean()), 2), "unit": "dB", "n": len(psnr)}
-        | pages.expected(run, "reconstruction_psnr_db"),
-        "ventricles, reconstruction against original": ventricles.result(**pages.expected(run, "reconstruction_ventricles_r")),
-        "latent, share of noise": {"value": round(width**2 / (spread**2 + width**2), 4), "n": len(mean)},
-    }),
-)
+quality = {"value": round(float(psnr.mean()), 2), "unit": "dB", "n": len(psnr)}
+share = {"value": round(width**2 / (spread**2 + width**2), 4), "n": len(mean)}
+kept = ventricles.result(**pages.expected(run, "reconstruction_ventricles_r"))
+results = {
+    "reconstruction, PSNR in the mask": quality
+    | pages.expected(run, "reconstruction_psnr_db"),
+    "ventricles, reconstruction against original": kept,
+    "latent, share of noise": share,
+}
+finish_notebook(run, "02_autoencoder", pages.finite(results))

@@ -15,7 +15,9 @@
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # sizes and settings: smoke, tiny, demo or paper
-cohort: str = "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
+cohort: str = (
+    "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
+)
 seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
@@ -32,7 +34,12 @@ from brainldm_core import figures, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.runner import finish_notebook
 from brainldm_core.samples import sample_stage
-from brainldm_core.sampling import load_pipeline, sample, sampler_coefficients, sampler_timesteps
+from brainldm_core.sampling import (
+    load_pipeline,
+    sample,
+    sampler_coefficients,
+    sampler_timesteps,
+)
 
 run = pages.begin(profile, cohort, seed, runs)
 pipeline = load_pipeline(run.folder)
@@ -40,9 +47,15 @@ settings = run.profile.diffusion
 
 # %%
 drawn = sample_stage(run)
-pages.banner(run, "autoencoder", "diffusion", "samples", subjects=pipeline.training["subjects"])
+pages.banner(
+    run,
+    "autoencoder",
+    "diffusion",
+    "samples",
+    subjects=pipeline.training["subjects"],
+)
 
-# %%
+# %% tags=["hide-input"]
 pages.caution(pipeline.training["subjects"])
 
 # %% [markdown]
@@ -69,7 +82,10 @@ pages.caution(pipeline.training["subjects"])
 # %%
 steps = run.profile.sampling.steps
 visited = sampler_timesteps(settings, "ddim", steps)
-coefficients = pd.DataFrame(sampler_coefficients(settings, visited, eta=0.0).numpy(), columns=["clean", "noise", "fresh noise"])
+coefficients = pd.DataFrame(
+    sampler_coefficients(settings, visited, eta=0.0).numpy(),
+    columns=["clean", "noise", "fresh noise"],
+)
 coefficients.insert(0, "t", visited)
 coefficients.iloc[[0, 1, -2, -1]].round(4)
 
@@ -92,19 +108,17 @@ figures.rows_of({names["ddpm"]: ddpm[shown], names["ddim"]: ddim[shown]}, asked)
 # The table sets both against the request. All rows of DDPM are compared with the same requests of DDIM.
 
 # %%
-seconds = {kind: drawn["results"]["seconds_a_volume"][kind] for kind in names}
+seconds = drawn["results"]["seconds_a_volume"]
 tables = {"ddpm": ddpm_table, "ddim": ddim_table.iloc[:n]}
-found = {kind: agreement(part["ventricular_volume_ml"], part["measured_lateral_ventricles_ml"]) for kind, part in tables.items()}
-pd.DataFrame(
-    {
-        "n": {names[kind]: row.n for kind, row in found.items()},
-        "seconds a volume": {names[kind]: round(value, 3) for kind, value in seconds.items()},
-        "ventricles, r": {names[kind]: round(row.r, 3) for kind, row in found.items()},
-        "ventricles, mean error (ml)": {names[kind]: round(row.mae, 2) for kind, row in found.items()},
-    }
-)
+pair = ("ventricular_volume_ml", "measured_lateral_ventricles_ml")
+found = {
+    kind: agreement(*(part[column] for column in pair)) for kind, part in tables.items()
+}
+columns = ["n", "seconds a volume", "ventricles, r", "ventricles, mean error (ml)"]
+rows = [(row.n, seconds[kind], row.r, row.mae) for kind, row in found.items()]
+pd.DataFrame(rows, list(names.values()), columns).round(3)
 
-# %%
+# %% tags=["hide-input"]
 pages.say(
     f"A volume takes {seconds['ddpm']:.2f} s with {names['ddpm']} and {seconds['ddim']:.2f} s with {names['ddim']}, on "
     f"{pages.machine(drawn['hardware'])}, in batches of {run.profile.sampling.batch_size}: DDIM is "
@@ -127,7 +141,9 @@ counts = [count for count in (2, 5, 10, 25) if count < steps] + [steps]
 strides, taken = {}, {}
 for count in counts:
     start = time.perf_counter()
-    strides[count] = sample(pipeline, rows, ids=list(range(len(rows))), steps=count)
+    strides[count] = sample(
+        pipeline, rows, ids=list(range(len(rows))), steps=count, seed=run.seed
+    )
     taken[count] = time.perf_counter() - start
 
 # %% [markdown]
@@ -135,14 +151,23 @@ for count in counts:
 
 # %% mystnb={"figure": {"caption": "The same noises followed by DDIM with growing numbers of steps (rows). Columns: requests of four held-out rows, with the ventricular volume asked for (ml). Middle axial slices.", "name": "fig-fewer-steps"}, "image": {"alt": "Rows of axial slices: with two steps blurred brains, with more steps sharper ones that hardly change in the last rows."}}
 titles = [f"{value:.0f} ml" for value in rows["ventricular_volume_ml"]]
-figures.rows_of({f"{count} steps": volumes for count, volumes in strides.items()}, titles)
+figures.rows_of(
+    {f"{count} steps": volumes for count, volumes in strides.items()}, titles
+)
 
 # %%
-distance = {count: float(np.abs(volumes - strides[steps]).mean()) for count, volumes in strides.items()}
+distance = {
+    count: float(np.abs(volumes - strides[steps]).mean())
+    for count, volumes in strides.items()
+}
 pd.DataFrame(
     {
-        "mean difference (grey values)": {count: round(value, 4) for count, value in distance.items()},
-        "seconds for the batch": {count: round(value, 2) for count, value in taken.items()},
+        "mean difference (grey values)": {
+            count: round(value, 4) for count, value in distance.items()
+        },
+        "seconds for the batch": {
+            count: round(value, 2) for count, value in taken.items()
+        },
     }
 ).rename_axis("steps")
 
@@ -153,11 +178,19 @@ pd.DataFrame(
 # ## Checks
 
 # %%
-assert len(visited) == steps and visited == sorted(visited, reverse=True) and visited[-1] == 0
+assert (
+    len(visited) == steps
+    and visited == sorted(visited, reverse=True)
+    and visited[-1] == 0
+)
 last = sampler_coefficients(settings, visited, eta=0.0)[-1].numpy()
-assert np.allclose(last, [1, 0, 0], atol=1e-6), "the last step keeps the clean estimate alone"
+assert np.allclose(last, [1, 0, 0], atol=1e-6), (
+    "the last step keeps the clean estimate alone"
+)
 assert ddpm.shape[1:] == ddim.shape[1:] and np.isfinite(ddpm).all()
-assert list(ddpm_table["participant_id"]) == list(ddim_table["participant_id"][:n]), "the requests are the same"
+assert list(ddpm_table["participant_id"]) == list(ddim_table["participant_id"][:n]), (
+    "the requests are the same"
+)
 assert steps >= settings.timesteps or seconds["ddim"] < seconds["ddpm"]
 assert distance[steps] == 0 and all(np.isfinite(value) for value in distance.values())
 
@@ -198,8 +231,14 @@ assert distance[steps] == 0 and all(np.isfinite(value) for value in distance.val
 # The last cell hands this page's numbers to the results of the run.
 
 # %%
-results = {f"{names[kind]}, seconds a volume": {"value": round(seconds[kind], 3), "unit": "s", "n": found[kind].n} for kind in names}
-results |= {f"{names[kind]}, ventricles, mean absolute error": {"value": round(row.mae, 2), "unit": "ml", "n": row.n}
-            for kind, row in found.items()}
-results["DDIM, speed-up over DDPM"] = {"value": round(seconds["ddpm"] / seconds["ddim"], 2), "n": n}
+results = {}
+for kind, row in found.items():
+    time_taken = {"value": round(seconds[kind], 3), "unit": "s", "n": row.n}
+    error = {"value": round(row.mae, 2), "unit": "ml", "n": row.n}
+    results[f"{names[kind]}, seconds a volume"] = time_taken
+    results[f"{names[kind]}, ventricles, mean absolute error"] = error
+results["DDIM, speed-up over DDPM"] = {
+    "value": round(seconds["ddpm"] / seconds["ddim"], 2),
+    "n": n,
+}
 finish_notebook(run, "04_ddim_acceleration", pages.finite(results))

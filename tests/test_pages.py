@@ -63,4 +63,4 @@ def test_samples_are_read_back(tmp_path):
     panels, found = pages.agreements(
         run, {"ddim": "samples"}, "ventricular_volume_ml", "measured_lateral_ventricles_ml"
     )
-    assert found["samples"].n == 1 and "too few" in panels["samples"][2]
+    assert found["samples"].n == 1 and "no correlation" in panels["samples"][2]
