@@ -25,7 +25,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "00_quickstart": ("cohort", "autoencoder", "diffusion"),
     "01_data": ("cohort",),
     "02_autoencoder": ("cohort", "autoencoder"),
-    "03_latent_diffusion": ("cohort", "autoencoder", "diffusion"),
 }
 
 

@@ -58,6 +58,21 @@ def test_tells_and_leaves_the_work_to_modules(name):
         previous = cell.cell_type
 
 
+MAKERS = {
+    "cohort": "load_cohort(",
+    "autoencoder": "train_autoencoder(",
+    "diffusion": "train_diffusion(",
+    "samples": "sample_stage(",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_waits_for_the_stages_that_it_shows(name):
+    """A notebook that is started too early would make a stage itself, beside the workflow's own job."""
+    text = notebooks.find_notebook(name).read_text()
+    assert {stage for stage, call in MAKERS.items() if call in text} <= set(notebooks.needs(name))
+
+
 PAGE = """# %% [markdown]
 # # Page
 
