@@ -135,6 +135,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
         run = _open(args, args.bids)
         _stage(run, "cohort", lambda: prepare_bids(args.bids, run, args.out, workers=cores()))
+        if args.out is not None:
+            _forget(args.begun)  # the volumes lie elsewhere: no run was meant
     else:
         from .simulate import simulate_cohort
 
