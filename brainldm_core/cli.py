@@ -272,11 +272,10 @@ def _sync(args: argparse.Namespace) -> None:
 
 def _say(message: str) -> None:
     """One line for the user; inside the workflow it is the launcher that prints it."""
-    from .launch import ERROR_FILE
-    from .records import write_text
+    from .launch import inside_workflow, leave_error
 
-    if os.environ.get(ERROR_FILE):
-        write_text(Path(os.environ[ERROR_FILE]), message)
+    if inside_workflow():
+        leave_error(message)
     else:
         print(f"brainldm: {message}", file=sys.stderr)
 

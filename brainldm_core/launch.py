@@ -10,10 +10,11 @@ from pathlib import Path
 
 from .errors import BrainLDMError
 from .notebooks import project_root, with_package
-from .records import Run, read_json, write_json
+from .records import Run, read_json, write_json, write_text
 from .runner import locked
 
 ERROR_FILE = "BRAINLDM_ERROR_FILE"  # where a command that Snakemake calls leaves its one-line error for us to print
+ERROR_ROOM = 4000  # bytes
 
 
 class WorkflowError(RuntimeError):
@@ -30,6 +31,12 @@ def inside_workflow() -> bool:
     return ERROR_FILE in os.environ
 
 
+def leave_error(message: str) -> None:
+    """Leave one line for the launcher, in the room that it reserved: the error may be that the disk is full."""
+    with open(os.environ[ERROR_FILE], "r+b") as file:
+        file.write(message.encode()[:ERROR_ROOM])
+
+
 def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: Iterable[str] = ("book",)) -> bool:
     """Make what is stale of some stages and of all that they need; return whether the last stage was made anew.
 
@@ -42,7 +49,7 @@ def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: I
     settings, error = folder / ".workflow.json", folder / ".error"
     with locked(folder / ".lock") as lock:
         before = _time(records[-1])
-        error.unlink(missing_ok=True)
+        write_text(error, " " * ERROR_ROOM)
         config = {"profile": profile, "cohort": run.cohort, "seed": run.seed, "runs": str(run.root.resolve())}
         write_json(settings, config | {"bids": str(bids.resolve()) if bids else ""})
         command = [
@@ -55,9 +62,9 @@ def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: I
         ]
         environment = {key: value for key, value in with_package().items() if key != "SNAKEMAKE_PROFILE"}
         code = _wait([str(word) for word in command], environment | {ERROR_FILE: str(error)}, lock)
-        if error.exists():
-            message = error.read_text(encoding="utf-8").strip()
-            error.unlink()
+        message = error.read_text(encoding="utf-8", errors="replace").strip()
+        error.unlink()
+        if message:
             raise BrainLDMError(message)
         if code:
             raise WorkflowError(f"{run.folder}: stopped (see above); start again to go on from here")
