@@ -11,6 +11,7 @@ from torch import nn
 from .covariates import encode, fit_ranges
 from .dataset import load_cohort
 from .diffusion import diffusion_loss
+from .errors import BrainLDMError
 from .loop import LOSSES, STATE, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence, perceptual_loss
 from .networks import (
@@ -208,3 +209,29 @@ def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch
         save_checkpoint(path, {"mean": mean, "sigma": sigma}, {"kind": "latents", "latent_scale": scale})
     tensors, config = load_checkpoint(path, "latents")
     return tensors["mean"], tensors["sigma"], config["latent_scale"]
+
+
+LICENCE = "Apache-2.0; trained on simulated brains from the MNI152 2009a template (notice kept by nilearn)"
+
+
+def export_weights(run_folder: Path, out: Path) -> list[Path]:
+    """Write the averaged weights of a finished run in half precision, as ``autoencoder`` and ``unet.safetensors``.
+
+    Raises:
+        BrainLDMError: the run has not finished both trainings, or its cohort may not be published.
+    """
+    from .manifests import publishable
+
+    paths: list[Path] = []
+    for kind, stage in (("autoencoder", "autoencoder"), ("unet", "diffusion")):
+        tensors, config = load_checkpoint(run_folder / stage / WEIGHTS, kind)
+        allowed, reason = publishable(config["training"]["cohort"])
+        if not allowed:
+            raise BrainLDMError(f"{run_folder}: weights trained on this cohort cannot be given away: {reason}")
+        config |= {"licence": LICENCE, "record": read_record(run_folder / stage)}
+        if paths:  # the pair is checked by this hash when it is loaded
+            config["autoencoder_sha256"] = sha256(paths[0])
+        path = out / f"{kind}.safetensors"
+        save_checkpoint(path, {name: value.half() for name, value in tensors.items()}, config)
+        paths.append(path)
+    return paths
