@@ -105,10 +105,19 @@ def finite(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 
 
 def begin(profile: str, cohort: str, seed: int, runs: str) -> Run:
-    """Open the run of a notebook; a relative folder of runs is the checkout's, wherever the notebook lies."""
+    """Open the run of a notebook; a relative folder of runs is the checkout's, wherever the notebook lies.
+
+    Warnings are then said in a line without the path of a file, which has no place on a page; those about the
+    future of other packages are not said at all.
+    """
+    import warnings
+
     from .notebooks import project_root
     from .records import open_run
 
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.formatwarning = lambda message, *_: f"Note: {message}\n"
     return open_run(profile, cohort, seed, project_root() / runs)
 
 

@@ -15,9 +15,7 @@
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # sizes and settings: smoke, tiny, demo or paper
-cohort: str = (
-    "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
-)
+cohort: str = "atlas"  # simulated brains, or the name of a prepared BIDS folder
 seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 

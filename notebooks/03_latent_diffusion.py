@@ -16,9 +16,7 @@
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # sizes and settings: smoke, tiny, demo or paper
-cohort: str = (
-    "atlas"  # simulated brains, or the name of a BIDS folder that has been prepared
-)
+cohort: str = "atlas"  # simulated brains, or the name of a prepared BIDS folder
 seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
@@ -195,7 +193,7 @@ pages.say(
 # Sampling begins with pure noise. At each step the network's answer is turned into an estimate of the clean latent; here
 # some of these estimates are decoded on the way. The request is the first row of the test split.
 
-# %% mystnb={"figure": {"caption": "What the model believes at successive sampling steps: the estimate of the clean latent, decoded (middle axial and coronal slices). Left: first step, right: last step.", "name": "fig-denoising"}, "image": {"alt": "Slices of a brain that begin as an average brain without detail and become sharper from left to right."}}
+# %% mystnb={"figure": {"caption": "What the model believes at successive sampling steps: the estimate of the clean latent, decoded (middle axial slices). Left: first step, right: last step.", "name": "fig-denoising"}, "image": {"alt": "Slices of a brain that begin as an average brain without detail and become sharper from left to right."}}
 pipeline = load_pipeline(run.folder)
 steps = run.profile.sampling.steps
 request = scans.rows("test").head(1)
