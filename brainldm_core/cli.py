@@ -70,6 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("book", "build the book of a run", _book).add_argument(
         "--published", action="store_true", help="the published book instead, from committed outputs, into _build/html"
     )
+    export = add("export", "write the weights of a finished run as a pair in half precision", _export, run=False)
+    export.add_argument("run", help="name of the run, e.g. tiny-atlas, or its folder")
+    export.add_argument("--runs", default="runs", metavar="DIR")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
     publish = add("publish", "put the outputs and results of a finished run in the published book", _publish, run=False)
     publish.add_argument("run", help="name of the run, e.g. tiny-atlas, or its folder")
     publish.add_argument("--runs", default="runs", metavar="DIR")
@@ -255,11 +259,22 @@ def _book(args: argparse.Namespace) -> None:
         _stage(run, "book", lambda: build_run_book(run))
 
 
+def _run_folder(args: argparse.Namespace) -> Path:
+    """Folder of a run that is named, or given as a folder."""
+    return Path(args.run) if Path(args.run).is_dir() else Path(args.runs) / args.run
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .training import export_weights
+
+    for path in export_weights(_run_folder(args), args.out):
+        print(path)
+
+
 def _publish(args: argparse.Namespace) -> None:
     from .publish import publish
 
-    folder = Path(args.run) if Path(args.run).is_dir() else Path(args.runs) / args.run
-    for path in publish(folder):
+    for path in publish(_run_folder(args)):
         print(path)
 
 
