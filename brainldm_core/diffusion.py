@@ -51,20 +51,23 @@ def split_prediction(
     return signal * noisy - sigma * output, sigma * noisy + signal * output
 
 
-def condition_vector(values: torch.Tensor, present: torch.Tensor, mask_channels: bool) -> torch.Tensor:
+def condition_vector(settings: Diffusion, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Conditioning vector (B, 4) of scaled covariates, or (B, 8) with their presence flags.
+
+    Most people's values spread over a small part of [0, 1]; ``condition_gain`` makes them as loud as the latents, so
+    that short trainings hear them. The paper's input has gain 1 and no flags.
 
     Raises:
         BrainLDMError: a covariate is missing and the profile has no mask channels.
     """
-    if mask_channels:
-        return torch.cat([values * present, present], dim=1)
+    if settings.mask_channels:
+        return torch.cat([settings.condition_gain * values * present, present], dim=1)
     if not bool((present == 1).all()):
         raise BrainLDMError(
             "a covariate is missing, and this profile has the paper's exact input without mask channels; "
             "give age, sex, ventricular and brain volume, or use another profile"
         )
-    return values
+    return settings.condition_gain * values
 
 
 def predict(unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -106,6 +109,6 @@ def diffusion_loss(
     noise = torch.randn(latent.shape, generator=generator).to(latent.device)
     if settings.covariate_dropout:
         present = drop_covariates(present.cpu(), settings.covariate_dropout, generator).to(latent.device)
-    condition = condition_vector(values, present, settings.mask_channels)
+    condition = condition_vector(settings, values, present)
     output = predict(unet, add_noise(settings, latent, noise, timesteps), timesteps, condition)
     return ((output.float() - target(settings, latent, noise, timesteps)) ** 2).mean()

@@ -103,6 +103,7 @@ class Diffusion(_Settings):
     beta_start: float = Field(default=0.0015, gt=0)
     beta_end: float = Field(default=0.0205, gt=0)
     covariate_dropout: float = Field(default=0.0, ge=0, lt=1)
+    condition_gain: float = Field(default=1.0, gt=0)
     timestep_shift: float = Field(default=1.0, gt=0)
     training: Optimisation
 

@@ -177,7 +177,7 @@ def sample(
     eta = 1.0 if sampler == "ddpm" else eta
     warn_outside(covariates, pipeline.ranges)
     values, present = (torch.from_numpy(part) for part in encode(covariates, pipeline.ranges))
-    condition = condition_vector(values, present, settings.mask_channels)
+    condition = condition_vector(settings, values, present)
     device = pipeline.device
     total = len(timesteps) * -(-len(ids) // batch)
     volumes = []

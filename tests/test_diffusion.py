@@ -45,12 +45,12 @@ def test_prediction_splits_back_into_latent_and_noise(settings):
 
 def test_condition_vector_has_masks_or_refuses_missing_values():
     values, present = torch.rand(2, 4), torch.tensor([[1.0, 1, 1, 1], [1, 0, 1, 1]])
-    vector = diffusion.condition_vector(values, present, mask_channels=True)
+    vector = diffusion.condition_vector(TINY.model_copy(update={"condition_gain": 3.0}), values, present)
     assert vector.shape == (2, 8)
-    assert vector[1, 1] == 0 and vector[1, 5] == 0 and vector[0, 1] == values[0, 1]
-    assert torch.equal(diffusion.condition_vector(values, torch.ones(2, 4), False), values)
+    assert vector[1, 1] == 0 and vector[1, 5] == 0 and vector[0, 1] == 3 * values[0, 1]
+    assert torch.equal(diffusion.condition_vector(PAPER, values, torch.ones(2, 4)), values)
     with pytest.raises(BrainLDMError, match="missing"):
-        diffusion.condition_vector(values, present, mask_channels=False)
+        diffusion.condition_vector(PAPER, values, present)
 
 
 def test_condition_reaches_the_network_by_both_ways():
