@@ -39,10 +39,10 @@ class Look:
     warp_mm: float = 3.0
     warp_wavelength_mm: float = 28.0
     sharpness: float = 1.6
-    csf: float = 0.22
+    csf: float = 0.20
     grey_at_60: float = 0.60
-    grey_per_year: float = 0.001
-    grey_sd: float = 0.008
+    grey_per_year: float = 0.0008
+    grey_sd: float = 0.004
     white: float = 0.80
     texture: float = 0.9
     bias: float = 0.02
