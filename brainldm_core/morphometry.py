@@ -17,7 +17,7 @@ from .anatomy import lateral_ventricles
 from .covariates import REFERENCE_ICV_ML
 
 WHITE_PERCENTILE = 90  # of all head voxels: within 1 % of the median of white matter in ten manually labelled scans
-RIM_LEVEL = 0.55  # a voxel at the rim counts whole from this part of the mean intensity of the layer beneath it
+RIM_LEVEL = 0.65  # a voxel at the rim counts whole from this part of the mean intensity of the layer beneath it
 NEAR_MM, FAR_MM, SEED_MM = 18.0, 35.0, 6.0  # from the template's lateral ventricles
 NEAR_RATIO, FAR_RATIO = 1.5, 5.0  # how much further than the template's other CSF a ventricle may lie
 # Levels of cortex and CSF for a measured level of mostly grey tissue: near those of ten MP-RAGE scans with manual

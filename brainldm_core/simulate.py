@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import Anatomy, atlas_anatomy, grid_points, integrate, look_up, volumes_ml
+from .anatomy import Anatomy, atlas_anatomy, volumes_ml
 from .covariates import MISSING, REFERENCE_ICV_ML, draw_covariates
 from .dataset import labels_path, save_nifti, save_volume, volume_path, write_tables
 from .errors import BrainLDMError
 from .profiles import CohortSize, Grid
 from .records import Record, Run, read_json, read_record, settings_hash, write_json
+from .warps import grid_points, integrate, look_up, random_warp
 
 CENTRE_MM = (0.0, -18.0, 8.0)  # the point that head scaling leaves in place
 COHORT_SEED = 0  # a cohort is shared by all training seeds
@@ -73,23 +74,6 @@ def working_grid(grid: Grid, factor: int) -> tuple[tuple[int, ...], np.ndarray, 
     return tuple(side * factor for side in grid.shape), origin, spacing
 
 
-def random_warp(rng: np.random.Generator, grid: Grid, look: Look) -> tuple[Any, np.ndarray, float]:
-    """Displacement (1, 3, d, h, w), mm, of a smooth random diffeomorphism, with its origin and spacing.
-
-    exp of band-limited Gaussian noise on a grid of a quarter of the wavelength, which any profile shares.
-    """
-    import torch
-    from scipy import ndimage
-
-    spacing = look.warp_wavelength_mm / 4
-    shape = tuple(int(np.ceil(1.4 * side * grid.spacing_mm / spacing)) for side in grid.shape)
-    origin = np.array(CENTRE_MM) - spacing * (np.array(shape) - 1) / 2
-    # A Gaussian of a quarter of the wavelength leaves a field of about that mean wavelength.
-    smooth = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), 1.0, mode="wrap") for _ in range(3)])
-    smooth *= look.warp_mm / np.sqrt((smooth**2).sum(0).mean())
-    return integrate(torch.from_numpy(smooth.astype(np.float32))[None], origin, spacing), origin, spacing
-
-
 def pull_back(anatomy: Anatomy, points: Any, growth_ml: float) -> np.ndarray:
     """Maps (C, d, h, w) of an anatomy whose ventricles have grown, at points (1, 3, d, h, w)."""
     import torch
@@ -133,7 +117,8 @@ def warp_subject(
     stretch = np.exp(look.anisotropy * rng.standard_normal(3))
     own = anatomy.volumes()
     scale = (own["intracranial"] / wanted["intracranial"]) ** (1 / 3) * stretch / stretch.prod() ** (1 / 3)
-    warp, *warp_place = random_warp(rng, grid, look)
+    extent = 1.4 * np.array(grid.shape) * grid.spacing_mm
+    warp, *warp_place = random_warp(rng, extent, CENTRE_MM, look.warp_mm, look.warp_wavelength_mm)
     centre = torch.tensor(CENTRE_MM).view(1, 3, 1, 1, 1)
     target = wanted["lateral"] / wanted["intracranial"]
     start = own["lateral"] / own["intracranial"]
@@ -171,8 +156,7 @@ def render(warped: np.ndarray, age_years: float, factor: int, rng: np.random.Gen
     real, imaginary = look.noise * rng.standard_normal((2, *inside.shape))
     image = np.hypot(image[0] * bias + real, imaginary)  # Rician: the magnitude of a complex signal
     image = np.clip(image, 0, 1) * (inside > 0.1)
-    background = 1 - inside
-    labels = np.stack([background, tissue[0], tissue[1], tissue[2], tissue[3]]).argmax(0).astype(np.uint8)
+    labels = np.where(inside > 0.5, 1 + tissue.argmax(0), 0).astype(np.uint8)
     return image.astype(np.float32), labels
 
 
@@ -202,7 +186,7 @@ def simulate_subject(anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: in
     return Subject(image, labels, measured)
 
 
-def assign_splits(ids: list[str], size: CohortSize) -> dict[str, str]:
+def cut_splits(ids: list[str], size: CohortSize) -> dict[str, str]:
     """Split of each participant: ids ordered by their hash, then cut into training, validation and test."""
     order = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     names = ["train"] * size.train + ["validation"] * size.validation + ["test"] * size.test
@@ -214,7 +198,7 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True) -> dict[s
 
     Subjects that an earlier, interrupted call finished are kept.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     folder = run.stage("cohort")
     if (done := read_record(folder)) is not None:
@@ -245,7 +229,7 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True) -> dict[s
         for name, values in _run_jobs(jobs, anatomy, grid, workers):
             measured[name] = values
             bar.update()
-    splits = assign_splits(ids, size)
+    splits = cut_splits(ids, size)
     misses = {}
     for column in ("ventricular_volume_ml", "brain_volume_ml", "intracranial_volume_ml"):
         found = np.array([measured[name][column] for name in ids])
@@ -254,7 +238,7 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True) -> dict[s
     table.insert(0, "participant_id", ids)
     table.insert(1, "session_id", MISSING)
     table.insert(2, "split", [splits[name] for name in ids])
-    write_tables(folder, table, facts={"brain_only": True, "simulated": True, "access": "open"})
+    write_tables(folder, table, facts={"simulated": True, "brain_only": True, "publishable": True})
     images = [volume_path(folder, name) for name in ids]
     return record.finish([folder / "participants.tsv", *images], subjects=count, largest_relative_miss=misses)
 
