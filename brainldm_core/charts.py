@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .dataset import SPLITS
 from .figures import COLOURS, canvas
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 def distributions(table: pd.DataFrame, columns: Mapping[str, str], group: str = "split") -> Figure:
     """Histograms of the columns (name -> axis title with unit) of a table, one outline a group."""
-    groups = list(dict.fromkeys(table[group]))
+    groups = [name for name in (*SPLITS, *dict.fromkeys(table[group])) if name in set(table[group])]
+    groups = list(dict.fromkeys(groups))
     with canvas(1, len(columns), (2.6 * len(columns), 2.4)) as (figure, axes):
         for axis, (column, title) in zip(axes[0], columns.items(), strict=True):
             known = table[column].dropna()
-            edges = np.histogram_bin_edges(known.astype(float), bins=min(20, max(4, len(known) // 4)))
+            edges = np.histogram_bin_edges(known.astype(float), bins=min(12, max(4, len(known) // 4)))
             for colour, name in zip(COLOURS, groups, strict=False):
                 axis.hist(
                     table.loc[table[group] == name, column].dropna().astype(float),

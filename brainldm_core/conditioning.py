@@ -24,7 +24,7 @@ class Agreement:
         """For the title of a panel: r with its interval, and n."""
         if not np.isfinite(self.r):
             return f"no correlation to compute, n = {self.n}"
-        return f"r = {self.r:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
+        return f"r = {self.r:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
     def result(self, **more: Any) -> dict[str, Any]:
         """The row of a results file."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WIDTH = 7.5  # inches of a full-width figure, so that its letters are as large as the page's
 PLANES = ("axial", "coronal", "sagittal")
 SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}  # left and right edge of a picture
+POSITIONS = {"axial": 0.56, "coronal": 0.5, "sagittal": 0.5}  # through the lateral ventricles
 # Dark and light enough to be told apart in grey, and chosen for colour-blind readers (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LABEL_COLOURS = {1: "#56B4E9", 2: "#E69F00", 3: "#F0E442", 4: "#D55E00"}
@@ -48,12 +49,14 @@ def canvas(rows: int, columns: int, size: tuple[float, float], **options):
         plt.close(figure)
 
 
-def slice_of(volume: np.ndarray, plane: str, position: float = 0.5) -> np.ndarray:
+def slice_of(volume: np.ndarray, plane: str, position: float | None = None) -> np.ndarray:
     """One slice of a (D, H, W) volume as an image with its top row first, in the radiological convention.
 
-    ``position`` is a fraction of the way through the field of view: from left, back or bottom.
+    ``position`` is a fraction of the way through the field of view, from left, back or bottom; by default the slice
+    goes through the lateral ventricles.
     """
     axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
+    position = POSITIONS[plane] if position is None else position
     index = min(int(position * volume.shape[axis]), volume.shape[axis] - 1)
     image = np.take(volume, index, axis=axis)  # (D, H), (D, W) or (H, W)
     return image[::-1, ::-1].T
@@ -82,7 +85,7 @@ def montage(
     volumes: np.ndarray,
     titles: Sequence[str] | None = None,
     plane: str = "axial",
-    position: float = 0.5,
+    position: float | None = None,
     columns: int = 8,
     width: float = WIDTH,
 ) -> Figure:
@@ -103,25 +106,17 @@ def montage(
     return figure
 
 
-def three_planes(volumes: np.ndarray, titles: Sequence[str], positions: Sequence[float] = (0.5, 0.5, 0.5)) -> Figure:
+def three_planes(volumes: np.ndarray, titles: Sequence[str]) -> Figure:
     """Axial, coronal and sagittal slice (columns) of each volume (rows; N, D, H, W)."""
-    return compare({title: volume for title, volume in zip(titles, volumes, strict=True)}, positions)
-
-
-def compare(volumes: Mapping[str, np.ndarray], positions: Sequence[float] = (0.5, 0.5, 0.5)) -> Figure:
-    """Named volumes (D, H, W) as rows, their axial, coronal and sagittal slices as columns."""
-    first = next(iter(volumes.values()))
-    shapes = [slice_of(first, plane).shape for plane in PLANES]
+    shapes = [slice_of(volumes[0], plane).shape for plane in PLANES]
     ratios = [wide / tall for tall, wide in shapes]
     high = 1.5
-    with canvas(len(volumes), 3, (high * sum(ratios) + 1.2, high * len(volumes) + 0.3), width_ratios=ratios) as (
-        figure,
-        axes,
-    ):
-        for row, (name, volume) in enumerate(volumes.items()):
-            for column, (plane, position) in enumerate(zip(PLANES, positions, strict=True)):
-                _draw(axes[row, column], slice_of(volume, plane, position), plane if row == 0 else "", SIDES[plane])
-            axes[row, 0].set_ylabel(name, fontsize=8)
+    size = (high * sum(ratios) + 1.2, high * len(volumes) + 0.3)
+    with canvas(len(volumes), 3, size, width_ratios=ratios) as (figure, axes):
+        for row, (title, volume) in enumerate(zip(titles, volumes, strict=True)):
+            for column, plane in enumerate(PLANES):
+                _draw(axes[row, column], slice_of(volume, plane), plane if row == 0 else "", SIDES[plane])
+            axes[row, 0].set_ylabel(title, fontsize=8)
     return figure
 
 
@@ -129,7 +124,7 @@ def rows_of(
     kinds: Mapping[str, np.ndarray],
     titles: Sequence[str] | None = None,
     plane: str = "axial",
-    position: float = 0.5,
+    position: float | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
     """Rows of slices to be compared column by column: each kind is a volume array (N, D, H, W).
@@ -162,18 +157,22 @@ def rows_of(
     return figure
 
 
-def label_overlay(volume: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Figure:
-    """A volume (D, H, W) above its labels (same shape), in three planes, with a key."""
+def label_overlay(volume: np.ndarray, labels: Mapping[str, np.ndarray], names: Mapping[int, str]) -> Figure:
+    """A volume (D, H, W) above label maps of the same shape (row title -> labels), in three planes, with a key."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.patches import Patch
 
     colours = ListedColormap(["black", *(LABEL_COLOURS[value] for value in sorted(LABEL_COLOURS))])
     norm = BoundaryNorm(np.arange(-0.5, len(LABEL_COLOURS) + 1), colours.N)
     ratios = [slice_of(volume, plane).shape[1] / slice_of(volume, plane).shape[0] for plane in PLANES]
-    with canvas(2, 3, (1.9 * sum(ratios) + 0.4, 4.3), width_ratios=ratios) as (figure, axes):
+    size = (1.6 * sum(ratios) + 0.6, 1.65 * (1 + len(labels)) + 0.5)
+    with canvas(1 + len(labels), 3, size, width_ratios=ratios) as (figure, axes):
         for column, plane in enumerate(PLANES):
             _draw(axes[0, column], slice_of(volume, plane), plane, SIDES[plane])
-            _draw(axes[1, column], slice_of(labels, plane), cmap=colours, norm=norm, vmin=None, vmax=None)
+            for row, found in enumerate(labels.values(), start=1):
+                _draw(axes[row, column], slice_of(found, plane), cmap=colours, norm=norm, vmin=None, vmax=None)
+        for axis, name in zip(axes[:, 0], ["volume", *labels], strict=True):
+            axis.set_ylabel(name, fontsize=8)
         keys = [Patch(color=LABEL_COLOURS[value], label=names[value]) for value in sorted(LABEL_COLOURS)]
         figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8)
     return figure

@@ -86,7 +86,7 @@ pages.say(
 # %% [markdown]
 # Here they are, each in three planes.
 
-# %% mystnb={"figure": {"caption": "Four generated brains. Rows: one brain each, with the age, sex and ventricular volume asked for. Columns: the middle axial, coronal and sagittal slice. Radiological convention: R marks the person's right. Grey values run from 0 (black) to 1 (white); each square is a voxel.", "name": "fig-quickstart-brains"}, "image": {"alt": "Four generated brains in axial, coronal and sagittal slices; the dark ventricles in the middle differ in size from row to row."}}
+# %% mystnb={"figure": {"caption": "Four generated brains. Rows: one brain each, with the age, sex and ventricular volume asked for. Columns: an axial, a coronal and a sagittal slice. Radiological convention: R marks the person's right. Grey values run from 0 (black) to 1 (white); each square is a voxel.", "name": "fig-quickstart-brains"}, "image": {"alt": "Four generated brains in axial, coronal and sagittal slices; the dark ventricles in the middle differ in size from row to row."}}
 titles = [
     f"{row.age_years:.0f} y, {row.sex}\n{row.ventricular_volume_ml:.0f} ml"
     for row in requests.itertuples()
@@ -135,7 +135,7 @@ pages.say(
 # this page it gives one picture in which the ventricular volume grows from left to right and the brain volume shrinks
 # from top to bottom.
 
-# %% mystnb={"figure": {"caption": "One noise, fifteen requests: middle axial slices. Ventricular volume by column, normalised brain volume by row, age and sex fixed. The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
+# %% mystnb={"figure": {"caption": "One noise, fifteen requests: axial slices through the lateral ventricles. Ventricular volume by column, normalised brain volume by row, age and sex fixed. The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
 explorer = widgets.explorer(pipeline)
 explorer
 

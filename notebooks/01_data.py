@@ -32,6 +32,7 @@ from brainldm_core import charts, figures, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.covariates import COLUMNS, encode, fit_ranges
 from brainldm_core.dataset import LABELS, SPLITS, load_cohort
+from brainldm_core.morphometry import segment
 from brainldm_core.runner import finish_notebook
 from brainldm_core.simulate import simulate_cohort
 
@@ -65,7 +66,8 @@ pages.manifest(run)
 # One row is one scan. Participants, never single scans, are divided into training, validation and test.
 
 # %%
-scans.table.drop(columns="session_id").head(6)
+shown = ["participant_id", "split", "sex", "age_years"]
+scans.table[[*shown, *COLUMNS[2:]]].head(6)
 
 # %% tags=["hide-input"]
 counts = {split: len(scans.rows(split)) for split in SPLITS}
@@ -120,15 +122,16 @@ ranges = fit_ranges(scans.rows("train"))
 vectors, _ = encode(scans.rows("test").head(3), ranges)
 pages.say(
     "| covariate | training range |\n|:--|:--|\n"
+    + "| `sex` | F is 0, M is 1 |\n"
     + "\n".join(
         f"| `{column}` | {ranges[column][0]:.1f} to {ranges[column][1]:.1f} |"
-        for column in COLUMNS
+        for column in COLUMNS[1:]
     )
     + f"\n\nThe first test row becomes the vector ({', '.join(f'{value:.2f}' for value in vectors[0])})."
 )
 
 # %% [markdown]
-# Age and ventricles go together, in people and here:
+# Age and ventricles go together in people. In this cohort:
 
 # %% tags=["hide-input"]
 known = (
@@ -149,7 +152,7 @@ pages.say(
 #
 # Scans of the training split, ordered by the volume of their ventricles:
 
-# %% mystnb={"figure": {"caption": "Scans of the training split ordered by ventricular volume (ml, above each): middle axial slices. R marks the person's right. Grey values are scaled to [0, 1]; each square is a voxel.", "name": "fig-cohort"}, "image": {"alt": "A grid of axial brain slices; the ventricles in the middle grow from the first to the last."}}
+# %% mystnb={"figure": {"caption": "Scans of the training split ordered by ventricular volume (ml, above each): axial slices through the lateral ventricles. R marks the person's right. Grey values are scaled to [0, 1]; each square is a voxel.", "name": "fig-cohort"}, "image": {"alt": "A grid of axial brain slices; the ventricles in the middle grow from the first to the last."}}
 rows = scans.rows("train")
 volumes = scans.volumes("train")[:, 0].numpy()
 sizes = rows["ventricular_volume_ml"].astype(float).fillna(0).to_numpy()
@@ -161,7 +164,7 @@ figures.montage(volumes[order], [f"{value:.0f} ml" for value in sizes[order]])
 # %% [markdown]
 # And the two ends of the row in three planes:
 
-# %% mystnb={"figure": {"caption": "The scan with the smallest and the one with the largest ventricles of the training split, in the middle axial, coronal and sagittal slice. R, L: right and left; A, P: front and back.", "name": "fig-small-large"}, "image": {"alt": "Two brains in three planes; the ventricles of the second are several times larger."}}
+# %% mystnb={"figure": {"caption": "The scan with the smallest and the one with the largest ventricles of the training split, in an axial, a coronal and a sagittal slice. R, L: right and left; A, P: front and back.", "name": "fig-small-large"}, "image": {"alt": "Two brains in three planes; the ventricles of the second are several times larger."}}
 ends = order[[0, -1]]
 figures.three_planes(
     volumes[ends],
@@ -207,7 +210,7 @@ middle = np.array(
         for mask in brain
     ]
 )
-x, y, z = middle.mean(0)
+x, y, z = middle.mean(0).round() + 0.0  # no minus in front of a zero
 pages.say(
     f"The centres of gravity of these {len(middle)} brains lie at x = {x:.0f}, y = {y:.0f}, z = {z:.0f} mm on average, and "
     f"scatter by {middle.std(0).max():.1f} mm at most along an axis."
@@ -234,22 +237,23 @@ pages.say(
 # %% [markdown]
 # ## Measuring what is there
 #
-# Later chapters measure generated volumes. A ruler has to be checked first, on volumes whose truth is known. A simulated
-# cohort has it: each scan has a label map.
+# Later chapters measure generated volumes. A ruler has to be checked first, on volumes whose truth is known. For simulated
+# scans the truth is known exactly, from the warped tissue maps. For real scans it is what their table states, measured by
+# other means.
+#
+# The ruler works on grey values alone. It takes the level of white matter as its unit and estimates the levels of cortex
+# and fluid. From the template it knows roughly where to look: fluid near the middle is ventricle, fluid at the surface is
+# not. A voxel that is half fluid counts half.
 
-# %% mystnb={"figure": {"caption": "A scan of the test split (top) and its labels where the cohort has them (bottom): cerebrospinal fluid, grey matter, white matter and lateral ventricles.", "name": "fig-labels"}, "image": {"alt": "Three slices of a brain above the same slices coloured by tissue."}}
-test = scans.volumes("test")[:, 0].numpy()
-simulated = run.cohort == "atlas"
-figure = (
-    figures.label_overlay(test[0], scans.labels("test")[0], LABELS)
-    if simulated
-    else figures.compare({who[-1]: test[0]})
-)
-figure
+# %% mystnb={"figure": {"caption": "A scan of the test split, its labels where the cohort has them, and what the ruler makes of the volume alone: cerebrospinal fluid, grey matter, white matter and lateral ventricles.", "name": "fig-labels"}, "image": {"alt": "Three slices of a brain above the same slices coloured by tissue."}}
+test = scans.volumes("test")[0, 0].numpy()
+maps = {"labels": scans.labels("test")[0]} if run.cohort == "atlas" else {}
+maps["ruler"] = segment(test, scans.affine)
+figures.label_overlay(test, maps, LABELS)
 
 # %% [markdown]
-# The ruler sees the volume alone, not the labels, and it would do the same for a generated one. We hold it against the
-# table for every scan outside the training split, or for all scans when there are few.
+# It would do the same for a generated volume. We hold it against the table for every scan outside the training split, or
+# for all scans when there are few.
 
 # %%
 splits = SPLITS[1:] if counts["train"] >= pages.FEW_SCANS else SPLITS

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The autoencoder: brains as small latents
 #
-# **Promise.** You train the network that turns a volume into a latent many times smaller and back, see what it keeps
+# **Promise.** You train the network that turns a volume into a smaller latent and back, see what it keeps
 # and what it loses, and learn why the diffusion model works in its latents and not on voxels.
 #
 # **Goals.** After this chapter you can
@@ -93,7 +93,7 @@ voxels, latents = (
 pages.say(
     f"The autoencoder has {networks.parameter_count(fresh):,} parameters (the paper's has 13,766,248). It turns {voxels:,} "
     f"voxels into a latent of {' × '.join(map(str, run.profile.latent_shape))} = {latents:,} values, a "
-    f"{voxels / latents:.0f}-fold reduction; along a side, one latent voxel covers "
+    f"{voxels / latents:.1f}-fold reduction (the paper's: 171-fold); along a side, one latent voxel covers "
     f"{settings.factor} voxels, or {settings.factor * run.profile.grid.spacing_mm:g} mm."
 )
 
@@ -157,7 +157,7 @@ real, rebuilt = volumes[:, 0].numpy(), decoded[:, 0].numpy()
 # %% [markdown]
 # Side by side, with the difference in the last row:
 
-# %% mystnb={"figure": {"caption": "Held-out volumes (top), their reconstructions (middle) and the difference, reconstruction minus original (bottom; grey values, red where the reconstruction is brighter). Middle axial slices, R marks the person's right.", "name": "fig-reconstructions"}, "image": {"alt": "Three rows of axial slices: originals, reconstructions that look alike but smoother, and difference images that are strongest at edges."}}
+# %% mystnb={"figure": {"caption": "Held-out volumes (top), their reconstructions (middle) and the difference, reconstruction minus original (bottom; grey values, red where the reconstruction is brighter). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-reconstructions"}, "image": {"alt": "Three rows of axial slices: originals, reconstructions that look alike but smoother, and difference images that are strongest at edges."}}
 shown = slice(0, 6)
 figures.rows_of(
     {
@@ -169,8 +169,8 @@ figures.rows_of(
 )
 
 # %% [markdown]
-# The difference in {numref}`fig-reconstructions` is largest where tissue meets tissue: the latent has too few values to
-# place every edge. As one number we use the peak signal-to-noise ratio inside the brain mask $M$ (voxels that are not
+# The difference in {numref}`fig-reconstructions` is largest where tissue meets tissue: edges are what a small latent and a
+# short training lose first. As one number we use the peak signal-to-noise ratio inside the brain mask $M$ (voxels that are not
 # background in the original), with grey values in [0, 1]:
 #
 # ```{math}
@@ -198,7 +198,7 @@ pages.say(
 # The latent is itself a small volume with a few channels. Each channel is drawn here in units of its own standard
 # deviation.
 
-# %% mystnb={"figure": {"caption": "Latents of four held-out volumes: one row a channel, middle axial slices, in standard deviations from the channel's mean over the test split.", "name": "fig-latents"}, "image": {"alt": "Coarse images in which the outline of the brain and its ventricles can be recognised."}}
+# %% mystnb={"figure": {"caption": "Latents of four held-out volumes: one row a channel, axial slices through the lateral ventricles, in standard deviations from the channel's mean over the test split.", "name": "fig-latents"}, "image": {"alt": "Coarse images in which the outline of the brain and its ventricles can be recognised."}}
 scaled = (mean - mean.mean((0, 2, 3, 4), keepdim=True)) / mean.std(
     (0, 2, 3, 4), keepdim=True
 )
@@ -262,7 +262,10 @@ pages.say(
 assert mean.shape == sigma.shape == (len(volumes), *run.profile.latent_shape)
 assert decoded.shape == volumes.shape and torch.isfinite(decoded).all()
 assert (sigma > 0).all() and spread > 0
-assert len(table) == settings.training.steps and np.isfinite(table["l1"]).all()
+assert (
+    len(table) == record["settings"]["training"]["steps"]
+    and np.isfinite(table["l1"]).all()
+)
 assert record["results"]["parameters"] == networks.parameter_count(fresh)
 assert pages.meets(run, "reconstruction_psnr_db", psnr.mean()), (
     "reconstructions are worse than this profile should give"

@@ -65,7 +65,7 @@ charts.schedule(signal, sigma, {"variances linear": np.cumprod(1 - betas)})
 # %% [markdown]
 # And here is what it does to one latent of the test split.
 
-# %% mystnb={"figure": {"caption": "One latent of a held-out volume (middle axial slice, every channel a row) at growing time steps t, in standard deviations. At the last step the brain is gone.", "name": "fig-forward"}, "image": {"alt": "Coarse images of a latent that dissolve into noise from left to right."}}
+# %% mystnb={"figure": {"caption": "One latent of a held-out volume (axial slice through the lateral ventricles, every channel a row) at growing time steps t, in standard deviations. At the last step the brain is gone.", "name": "fig-forward"}, "image": {"alt": "Coarse images of a latent that dissolve into noise from left to right."}}
 volume = scans.volumes("test")[:1]
 mean, _ = encode_latents(pages.trained_autoencoder(run), volume)
 clean = (mean - mean.mean()) / mean.std()
@@ -109,15 +109,17 @@ figures.rows_of(
 # %% tags=["hide-input"]
 pages.say(
     f"Profile {run.profile.name} predicts the **{'noise' if settings.prediction == 'epsilon' else settings.prediction}** over "
-    f"{settings.timesteps} time steps. The paper predicts the noise over 1,000."
+    f"{settings.timesteps} time steps, with a conditioning gain of {settings.condition_gain:g}. "
+    "The paper predicts the noise over 1,000, with a gain of 1."
 )
 
 # %% [markdown]
 # ## Conditioning, twice
 #
 # The request $c$ is a vector of the four covariates, each scaled to [0, 1] by the range of the training cohort; profiles
-# with mask channels add four flags that say which are known. It enters the network by two doors at once, which the
-# paper calls hybrid conditioning.
+# with mask channels add four flags that say which are known. Most people lie in a small part of that range, so the vector is
+# quiet beside latents of unit variance. Profiles for short trainings therefore multiply it by a **gain**; the paper's input
+# has a gain of 1. The vector enters the network by two doors at once, which the paper calls hybrid conditioning.
 #
 # - **Concatenation.** Each entry of $c$ becomes a constant volume of the size of the latent, stacked onto its channels.
 # - **Cross-attention.** The vector is also a context that attention layers look up.
@@ -193,7 +195,7 @@ pages.say(
 # Sampling begins with pure noise. At each step the network's answer is turned into an estimate of the clean latent; here
 # some of these estimates are decoded on the way. The request is the first row of the test split.
 
-# %% mystnb={"figure": {"caption": "What the model believes at successive sampling steps: the estimate of the clean latent, decoded (middle axial slices). Left: first step, right: last step.", "name": "fig-denoising"}, "image": {"alt": "Slices of a brain that begin as an average brain without detail and become sharper from left to right."}}
+# %% mystnb={"figure": {"caption": "What the model believes at successive sampling steps: the estimate of the clean latent, decoded (axial slices through the lateral ventricles). Left: first step, right: last step.", "name": "fig-denoising"}, "image": {"alt": "Slices of a brain that begin as an average brain without detail and become sharper from left to right."}}
 pipeline = load_pipeline(run.folder)
 steps = run.profile.sampling.steps
 request = scans.rows("test").head(1)
@@ -226,7 +228,7 @@ pages.say(f"{len(samples)} volumes, each for the request of one held-out row.")
 # %% [markdown]
 # Above each slice stand the ventricular volume that was asked for and the one that was measured, in ml.
 
-# %% mystnb={"figure": {"caption": "Generated brains ordered by the ventricular volume that was asked for; above each slice: asked, then measured volume of the lateral ventricles (ml). Middle axial slices, R marks the person's right.", "name": "fig-samples"}, "image": {"alt": "Sixteen generated axial slices whose ventricles grow from the first to the last."}}
+# %% mystnb={"figure": {"caption": "Generated brains ordered by the ventricular volume that was asked for; above each slice: asked, then measured volume of the lateral ventricles (ml). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-samples"}, "image": {"alt": "Sixteen generated axial slices whose ventricles grow from the first to the last."}}
 order = asked["ventricular_volume_ml"].astype(float).argsort().to_numpy()
 order = order[np.linspace(0, len(order) - 1, min(16, len(order))).round().astype(int)]
 figures.montage(samples[order], pages.asked_and_measured(asked.iloc[order]))
@@ -235,7 +237,7 @@ figures.montage(samples[order], pages.asked_and_measured(asked.iloc[order]))
 # Beside them, the real volumes whose covariates were the requests. A sample is not meant to be the same person: it is
 # meant to be somebody of that age, sex and those volumes.
 
-# %% mystnb={"figure": {"caption": "Same requests: a volume of the cohort (top), its reconstruction by the autoencoder (middle) and the sample for its covariates (bottom). Middle axial slices.", "name": "fig-real-and-generated"}, "image": {"alt": "Three rows of axial slices: cohort, reconstructions and samples with similar ventricle sizes in each column."}}
+# %% mystnb={"figure": {"caption": "Same requests: a volume of the cohort (top), its reconstruction by the autoencoder (middle) and the sample for its covariates (bottom). Axial slices through the lateral ventricles.", "name": "fig-real-and-generated"}, "image": {"alt": "Three rows of axial slices: cohort, reconstructions and samples with similar ventricle sizes in each column."}}
 real, _ = pages.samples(run, "real")
 rebuilt, _ = pages.samples(run, "reconstruction")
 few = order[np.linspace(0, len(order) - 1, min(7, len(order))).round().astype(int)]
@@ -300,7 +302,10 @@ assert np.all(np.diff(signal) < 0) and np.allclose(signal**2 + sigma**2, 1, atol
 assert torch.allclose(answers[0], answers[1], atol=1e-5), (
     "one token: the query must not matter"
 )
-assert len(table) == settings.training.steps and np.isfinite(table["loss"]).all()
+assert (
+    len(table) == record["settings"]["training"]["steps"]
+    and np.isfinite(table["loss"]).all()
+)
 assert samples.shape == (len(asked), *run.profile.grid.shape)
 assert 0 <= samples.min() and samples.max() <= 1
 held_out = set(scans.rows("test")["participant_id"])

@@ -93,7 +93,7 @@ coefficients.iloc[[0, 1, -2, -1]].round(4)
 # Both samplers started from the same noise for the same requests. The same noise does not lead them to the same brain:
 # DDPM adds chance at every step and ends elsewhere.
 
-# %% mystnb={"figure": {"caption": "Same requests, same first noise: all time steps of DDPM (top) and DDIM (bottom). Above each column the ventricular volume asked for (ml). Middle axial slices, R marks the person's right.", "name": "fig-ddpm-ddim"}, "image": {"alt": "Two rows of generated axial slices that look alike in kind; each column shares its ventricle size but differs in folds."}}
+# %% mystnb={"figure": {"caption": "Same requests, same first noise: all time steps of DDPM (top) and DDIM (bottom). Above each column the ventricular volume asked for (ml). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-ddpm-ddim"}, "image": {"alt": "Two rows of generated axial slices that look alike in kind; each column shares its ventricle size but differs in folds."}}
 ddpm, ddpm_table = pages.samples(run, "ddpm")
 ddim, ddim_table = pages.samples(run, "ddim")
 n = len(ddpm)
@@ -147,7 +147,7 @@ for count in counts:
 # %% [markdown]
 # Each row of the picture follows the curves of the same noises with the number of steps at its left.
 
-# %% mystnb={"figure": {"caption": "The same noises followed by DDIM with growing numbers of steps (rows). Columns: requests of four held-out rows, with the ventricular volume asked for (ml). Middle axial slices.", "name": "fig-fewer-steps"}, "image": {"alt": "Rows of axial slices: with two steps blurred brains, with more steps sharper ones that hardly change in the last rows."}}
+# %% mystnb={"figure": {"caption": "The same noises followed by DDIM with growing numbers of steps (rows). Columns: requests of four held-out rows, with the ventricular volume asked for (ml). Axial slices through the lateral ventricles.", "name": "fig-fewer-steps"}, "image": {"alt": "Rows of axial slices: with two steps blurred brains, with more steps sharper ones that hardly change in the last rows."}}
 titles = [f"{value:.0f} ml" for value in rows["ventricular_volume_ml"]]
 figures.rows_of(
     {f"{count} steps": volumes for count, volumes in strides.items()}, titles

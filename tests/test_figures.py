@@ -61,7 +61,7 @@ def test_figures_are_shown_once(volume):
 
 def test_label_overlay_has_a_key(volume):
     names = {0: "background", 1: "CSF", 2: "grey", 3: "white", 4: "ventricles"}
-    figure = figures.label_overlay(volume, (volume * 4).astype(np.uint8), names)
+    figure = figures.label_overlay(volume, {"labels": (volume * 4).astype(np.uint8)}, names)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CSF", "grey", "white", "ventricles"]
 
 

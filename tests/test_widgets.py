@@ -39,7 +39,9 @@ def test_moving_a_slider_asks_for_another_brain():
     before = bytes(picture.value)
     assert before.startswith(b"\x89PNG") and len(asked) == 1 and "inside" in words.value
     ventricles.children[0].value = 100
-    assert asked[-1]["ventricular_volume_ml"] == 100 and bytes(picture.value) != before and "extrapolates" in words.value
+    assert (
+        asked[-1]["ventricular_volume_ml"] == 100 and bytes(picture.value) != before and "extrapolates" in words.value
+    )
     assert "6 to 90 ml" in ventricles.children[1].value
     sex.value = "M"
     assert asked[-1]["sex"] == "M" and len(asked) == 3
