@@ -57,13 +57,13 @@ class Chain:
 
     def complete(self, *more: str) -> tuple[int, str, str]:
         process = self.start(*more)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=900)
         return process.returncode, out, err
 
     def kill_when(self, path: Path) -> None:
         """Start, and kill everything at once as soon as a file is there."""
         process = self.start()
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while not path.exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end, f"{path} never came"
@@ -176,5 +176,5 @@ def test_one_line_when_a_stage_finds_what_the_user_can_mend(chain):
 def test_two_starts_at_once_do_the_work_once(chain):
     processes = [chain.start(), chain.start()]
     before = chain.records()
-    assert [process.communicate(timeout=300) and process.returncode for process in processes] == [0, 0]
+    assert [process.communicate(timeout=600) and process.returncode for process in processes] == [0, 0]
     assert chain.records() == before
