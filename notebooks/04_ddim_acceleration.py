@@ -20,7 +20,7 @@ seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
 # %% [markdown]
-# We open the run and load its trained model.
+# The samplers are two small functions: which time steps to visit, and with which coefficients.
 
 # %%
 import time
@@ -39,11 +39,13 @@ from brainldm_core.sampling import (
     sampler_timesteps,
 )
 
+# %% [markdown]
+# Finished stages are read, not made again.
+
+# %%
 run = pages.begin(profile, cohort, seed, runs)
 pipeline = load_pipeline(run.folder)
 settings = run.profile.diffusion
-
-# %%
 drawn = sample_stage(run)
 pages.banner(
     run,
