@@ -118,7 +118,7 @@ def fit(
         for index in range(first, settings.steps):
             for name, optimiser in optimisers.items():
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, base[name], index)
-            losses = {name: float(loss) for name, loss in step(index, step_generator(seed, index)).items()}
+            losses = {name: loss.item() for name, loss in step(index, step_generator(seed, index)).items()}
             if not all(map(math.isfinite, losses.values())):
                 raise BrainLDMError(
                     f"{folder}: loss is not finite at step {index} (seed {seed}, {losses}); "
