@@ -118,7 +118,6 @@ def _stage(run: Run, stage: str, function) -> None:
     from .runner import locked
 
     with locked(run.stage(stage).parent / f".{stage}.lock"):
-        print(f"{run.name}: {stage} ...", flush=True)
         record = function()
     print(f"{run.name}: {stage} finished, {record['seconds']:.0f} s", flush=True)
 

@@ -155,6 +155,9 @@ figures.rows_of(
     {f"{count} steps": volumes for count, volumes in strides.items()}, titles
 )
 
+# %% [markdown]
+# The same in numbers, with the time that each batch took:
+
 # %%
 distance = {
     count: float(np.abs(volumes - strides[steps]).mean())

@@ -89,6 +89,7 @@ def test_every_import_is_pinned_and_those_of_the_core_are_declared():
 def test_package_has_its_data_and_version():
     package = Path(brainldm_core.__file__).parent
     assert {"smoke.yaml", "tiny.yaml", "demo.yaml", "paper.yaml"} <= {path.name for path in package.glob("profiles/*")}
+    assert {path.name for path in package.glob("weights/tiny/*")} >= {"autoencoder.safetensors", "unet.safetensors"}
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == brainldm_core.__version__
     assert citation["license"] == PROJECT["license"] == "Apache-2.0"
