@@ -94,7 +94,7 @@ def test_full_disk_interrupt_and_faults(capsys, monkeypatch):
         def function(_):
             raise error
 
-        monkeypatch.setattr(cli, "_doctor", function)
+        monkeypatch.setattr(cli.commands, "run_doctor", function)
 
     fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "volume.nii.gz"))
     assert call(capsys, "doctor") == (

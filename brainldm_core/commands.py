@@ -1,0 +1,225 @@
+"""What each subcommand of ``brainldm`` does, once ``cli`` has read its options. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import BrainLDMError
+
+if TYPE_CHECKING:
+    from .records import Run
+
+
+def _open(args: argparse.Namespace, bids: Path | None = None) -> Run:
+    """The run that the common options name; scans bring the name of their folder."""
+    from .profiles import load_profile
+    from .records import Run, open_run
+
+    if bids is not None and args.cohort is None:
+        args.cohort = bids.resolve().name
+    args.cohort = args.cohort or "atlas"
+    if bids is not None and args.cohort == "atlas":
+        raise BrainLDMError("cohort 'atlas' is the simulated one; give your scans another name: --cohort NAME")
+    if args.profile.endswith((".yaml", ".yml")):
+        args.profile = str(Path(args.profile).resolve())
+    folder = Run(load_profile(args.profile), args.cohort, args.seed, Path(args.runs)).folder
+    args.begun = None if folder.exists() else folder
+    run = open_run(args.profile, args.cohort, args.seed, args.runs)
+    if args.cohort != "atlas" and bids is None and not (run.stage("cohort") / "record.json").exists():
+        raise BrainLDMError(f"cohort {run.cohort!r} is unknown; choose atlas, or give your scans: --bids FOLDER")
+    return run
+
+
+def forget(folder: Path | None) -> None:
+    """Remove a run that was begun by a command that failed before it made anything."""
+    if (
+        folder is not None
+        and folder.is_dir()
+        and all(path.name == "run.json" or path.name.startswith(".") for path in folder.iterdir())
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stage(run: Run, stage: str, function) -> None:
+    """Run an ensure-function of a stage, alone in its folder."""
+    from .runner import locked
+
+    with locked(run.stage(stage).parent / f".{stage}.lock"):
+        record = function()
+    print(f"{run.name}: {stage} finished, {record['seconds']:.0f} s", flush=True)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Say what this machine can do."""
+    from .doctor import report
+
+    return report()
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    """Make the cohort of a run, simulated or from scans."""
+    from .launch import cores
+
+    if args.source == "bids":
+        if args.bids is None:
+            raise BrainLDMError("prepare bids: which folder? brainldm prepare bids FOLDER")
+        from .preprocess import prepare_bids
+
+        run = _open(args, args.bids)
+        _stage(run, "cohort", lambda: prepare_bids(args.bids, run, args.out, workers=cores()))
+        if args.out is not None:
+            forget(args.begun)  # the volumes lie elsewhere: no run was meant
+    else:
+        from .simulate import simulate_cohort
+
+        if args.bids is not None or args.out is not None or args.cohort not in (None, "atlas"):
+            raise BrainLDMError(
+                "prepare atlas: takes no folder, --out or other --cohort; for scans: prepare bids FOLDER"
+            )
+        run = _open(args)
+        _stage(run, "cohort", lambda: simulate_cohort(run, workers=cores()))
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train a network of a run."""
+    from . import training
+
+    run = _open(args)
+    _stage(run, args.network, lambda: getattr(training, f"train_{args.network}")(run))
+
+
+def run_samples(args: argparse.Namespace) -> None:
+    """Draw and measure the evaluation samples of a run."""
+    from .samples import sample_stage
+
+    run = _open(args)
+    _stage(run, "samples", lambda: sample_stage(run))
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    """Draw brains from trained weights."""
+    from .covariates import parse_quantity
+
+    asked = {
+        "sex": args.sex,
+        "age_years": args.age and parse_quantity(args.age, "years"),
+        "ventricular_volume_ml": args.ventricles and parse_quantity(args.ventricles, "ml"),
+        "brain_volume_ml": args.brain and parse_quantity(args.brain, "ml"),
+    }
+    if args.n < 1:
+        raise BrainLDMError(f"--n {args.n}: ask for at least one brain")
+    import pandas as pd
+    from tqdm import tqdm
+
+    from .samples import write_samples
+    from .sampling import load_pipeline, sample
+
+    pipeline = load_pipeline(args.weights)
+    table = pd.DataFrame([asked] * args.n)
+    ids = list(range(1, args.n + 1))
+    usual = pipeline.profile.sampling
+    how = {"sampler": args.sampler or usual.sampler, "steps": args.steps or usual.steps, "seed": args.seed}
+    with tqdm(desc="sampling", unit="step", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        volumes = sample(pipeline, table, ids, **how, progress=progress)
+    write_samples(pipeline, table, volumes, ids, args.out, **how)
+    print(f"{args.out}: {args.n} brains; look at {args.out / 'montage.png'}")
+
+
+def _sweep(args: argparse.Namespace) -> list[int]:
+    """Seeds of a sweep, or the one of ``--seed``."""
+    if args.sweep is None:
+        return [args.seed]
+    name, _, values = args.sweep.partition("=")
+    try:
+        if name != "seed":
+            raise ValueError
+        return [int(value) for value in values.split(",")]
+    except ValueError:
+        raise BrainLDMError(f"--sweep {args.sweep}: write whole numbers, for instance seed=0,1,2") from None
+
+
+def run_run(args: argparse.Namespace) -> None:
+    """Run a notebook, or everything."""
+    from .launch import bring_up_to_date, inside_workflow, results_table
+    from .notebooks import check_parameters, find_notebook, needs, project_root, read_notebook
+    from .runner import run_notebook
+
+    everything, runs = args.notebook == "all", []
+    pairs = [item.partition("=")[::2] for item in args.given]
+    if everything and pairs:
+        raise BrainLDMError("--set goes with one notebook, not with all")
+    source = None if everything else find_notebook(args.notebook)
+    args.runs = str(Path(args.runs).resolve())
+    bids = args.bids.resolve() if args.bids else None
+    if bids is not None and not bids.is_dir():
+        raise BrainLDMError(f"{args.bids}: no such folder; give a BIDS folder with a participants.tsv")
+    for seed in _sweep(args):
+        args.seed = seed
+        run = _open(args, bids)
+        runs.append(run)
+        if everything:
+            if not bring_up_to_date(run, args.profile, bids):
+                print(f"{run.folder.name}: nothing to do, everything is up to date")
+            continue
+        root, where = project_root(), Path(args.runs)
+        short = where.relative_to(root) if where.is_relative_to(root) else where  # pages should not show our folders
+        given = {"profile": args.profile, "cohort": run.cohort, "seed": run.seed, "runs": str(short), **dict(pairs)}
+        check_parameters(read_notebook(source), given, source)  # before hours of training
+        waiting = [stage for stage in needs(source.stem) if not (run.stage(stage) / "record.json").exists()]
+        if waiting and not inside_workflow():
+            bring_up_to_date(run, args.profile, bids, waiting)
+        record = run_notebook(source.stem, given)
+        print(f"{run.name}: {source.stem} finished, {record['seconds']:.0f} s", flush=True)
+    if everything:
+        print(f"\n{results_table(runs)}\n")
+        for run in runs:
+            print(f"Book: {Path(os.path.relpath(run.stage('book') / 'html' / 'index.html'))}")
+
+
+def run_book(args: argparse.Namespace) -> None:
+    """Build a book."""
+    from .bookbuild import build_published_book, build_run_book
+
+    if args.published:
+        print(f"Book: {os.path.relpath(build_published_book() / 'index.html')}")
+    else:
+        run = _open(args)
+        _stage(run, "book", lambda: build_run_book(run))
+
+
+def _run_folder(args: argparse.Namespace) -> Path:
+    """Folder of a run that is named, or given as a folder."""
+    return Path(args.run) if Path(args.run).is_dir() else Path(args.runs) / args.run
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write the weights of a run as a pair."""
+    from .training import export_weights
+
+    for path in export_weights(_run_folder(args), args.out):
+        print(path)
+
+
+def run_publish(args: argparse.Namespace) -> None:
+    """Publish a run."""
+    from .publish import publish
+
+    for path in publish(_run_folder(args)):
+        print(path)
+
+
+def run_sync(args: argparse.Namespace) -> None:
+    """Bring pairs of notebooks in step."""
+    from .notebooks import sync
+
+    written = sync()
+    print(f"written: {', '.join(written)}" if written else "all notebooks are in step")
