@@ -95,8 +95,10 @@ def correlations(rows: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
 
 def loss_curves(table: pd.DataFrame, columns: Mapping[str, str], window: int = 20, log: bool = True) -> Figure:
     """Losses by step: each column of the table raw (pale) and as a running mean over ``window`` steps."""
-    with canvas(1, len(columns), (max(2.6 * len(columns), 3.6), 2.4)) as (figure, axes):
-        for axis, colour, (column, title) in zip(axes[0], COLOURS, columns.items(), strict=False):
+    across = len(columns) if len(columns) < 4 else -(-len(columns) // 2)
+    down = -(-len(columns) // across)
+    with canvas(down, across, (max(2.5 * across, 3.6), 2.2 * down)) as (figure, axes):
+        for axis, colour, (column, title) in zip(axes.flat, COLOURS, columns.items(), strict=False):
             known = table[["step", column]].dropna()
             axis.plot(known["step"], known[column], color=colour, alpha=0.3, linewidth=0.7)
             smooth = known[column].rolling(min(window, max(len(known), 1)), min_periods=1).mean()
@@ -105,6 +107,8 @@ def loss_curves(table: pd.DataFrame, columns: Mapping[str, str], window: int = 2
                 axis.set_yscale("log")
             axis.set_title(title)
             axis.set_xlabel("step")
+        for axis in axes.flat[len(columns) :]:
+            axis.axis("off")
     return figure
 
 

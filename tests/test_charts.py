@@ -49,3 +49,10 @@ def test_schedule_draws_levels_and_their_ratio():
     ours, other = figure.axes[1].lines
     assert np.allclose(ours.get_ydata(), other.get_ydata())
     assert np.allclose(ours.get_ydata()[1], 0)
+
+
+def test_four_losses_stand_in_two_rows():
+    table = pd.DataFrame({"step": [0, 1], **{name: [2.0, 1.0] for name in "abcde"}})
+    figure = charts.loss_curves(table, {name: name for name in "abcde"})
+    assert figure.axes[0].get_gridspec().get_geometry() == (2, 3)
+    assert [axis.axison for axis in figure.axes] == [True] * 5 + [False]
