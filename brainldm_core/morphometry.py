@@ -20,17 +20,18 @@ WHITE_PERCENTILE = 90  # of all head voxels: within 1 % of the median of white m
 RIM_LEVEL = 0.65  # a voxel at the rim counts whole from this part of the mean intensity of the layer beneath it
 NEAR_MM, FAR_MM, SEED_MM = 18.0, 35.0, 6.0  # from the template's lateral ventricles
 NEAR_RATIO, FAR_RATIO = 1.5, 5.0  # how much further than the template's other CSF a ventricle may lie
-# Levels of cortex and CSF for a measured level of mostly grey tissue: near those of ten MP-RAGE scans with manual
-# labels (first column) and of the template (the rest). Slopes are tempered, as the measured level is noisy.
-GREY_LIKE, CORTEX, FLUID = (0.66, 0.76, 0.86), (0.60, 0.72, 0.795), (0.18, 0.25, 0.25)
+# Half way between CSF and cortex, for a measured level of mostly grey tissue: near that of ten MP-RAGE scans with
+# manual labels (first column) and of the template (the rest, of tempered slope as the measured level is noisy).
+GREY_LIKE, HALF_WAY = (0.66, 0.76, 0.86), (0.42, 0.588, 0.618)
+EDGE = 0.2  # a voxel is all brain this part above half way, and none this part below
 EMPTY = {"lateral_ventricles_ml": 0.0, "brain_ml": 0.0, "intracranial_ml": 0.0, "brain_volume_ml": 0.0}
 
 
 @dataclass(frozen=True)
 class Template:
-    """What the template says where: ``maps`` (5, D, H, W) and how the head lies in it.
+    """What the template says where: ``maps`` (4, D, H, W) and how the head lies in it.
 
-    Maps: distances (mm) to the lateral ventricles and to other CSF; shares of grey, white and CSF, blurred.
+    Maps: distances (mm) to the lateral ventricles and to other CSF; shares of grey matter and CSF, blurred.
     """
 
     maps: np.ndarray
@@ -58,7 +59,7 @@ def template(step: int = 2) -> Template:
     other = head & (t1 < 0.5) & ~ndimage.binary_dilation(lateral, iterations=2)
     other |= head & ~ndimage.binary_erosion(head)
     to_lateral, to_other = (step * ndimage.distance_transform_edt(~mask) for mask in (lateral, other))
-    blurred = [ndimage.gaussian_filter(share, 3 / step) for share in (grey, white, csf)]
+    blurred = [ndimage.gaussian_filter(share, 3 / step) for share in (grey, csf)]
     where = np.argwhere(head) * step
     maps = np.stack([to_lateral, to_other, *blurred]).astype(np.float32)
     return Template(maps, affine[:3, 3], float(step), where.mean(0) + affine[:3, 3], where.std(0))
@@ -112,10 +113,10 @@ def _analyse(volume: np.ndarray, affine: Any) -> tuple[float, ...] | None:
     second = ndimage.binary_erosion(first, iterations=layer_voxels)
     if not second.any():
         return None
-    to_lateral, to_other, grey_share, white_share, csf_prior = _lay_template(solid, affine)
+    to_lateral, to_other, grey_prior, csf_prior = _lay_template(solid, affine)
 
     # Grey level where the template is grey and sulci are few: atrophy hardly moves it.
-    pure = solid & (grey_share > 0.7) & (csf_prior < 0.08)
+    pure = solid & (grey_prior > 0.7) & (csf_prior < 0.08)
     grey_like = float(np.median(level[pure])) if pure.any() else 0.8
 
     # Head: voxels at the rim count by their intensity, against that of the layer beneath.
@@ -123,11 +124,9 @@ def _analyse(volume: np.ndarray, affine: Any) -> tuple[float, ...] | None:
     outer = ndimage.binary_dilation(solid)
     head = np.where(inner, 1.0, np.clip(level / rim, 0, 1) * outer)
 
-    # Brain: intensity between CSF and the tissue that the template expects here.
-    grey, fluid = (float(np.interp(grey_like, GREY_LIKE, levels)) for levels in (CORTEX, FLUID))
-    tissue = np.maximum(grey_share + white_share, 0.05)
-    expected = np.where(grey_share + white_share < 0.05, grey, (grey * grey_share + 1.03 * white_share) / tissue)
-    brain = np.clip((level - fluid) / np.maximum(expected - fluid, 0.1), 0, 1) * outer
+    # Brain: a soft threshold half way between CSF and cortex. A linear scale would take dark cortex for atrophy.
+    half_way = float(np.interp(grey_like, GREY_LIKE, HALF_WAY))
+    brain = np.clip((level / half_way - 1 + EDGE) / (2 * EDGE), 0, 1) * outer
 
     # Ventricles: CSF share against the tissue around each voxel, in the region that grows from the template's.
     grey = 0.95 * grey_like
