@@ -106,15 +106,16 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
         "training": _facts(run, inputs, fitted.seconds, len(volumes)),
     }
     save_checkpoint(folder / WEIGHTS, fitted.weights, config)
-    (folder / STATE).unlink()
     record.earlier_seconds = fitted.earlier_seconds
-    return record.finish(
+    finished = record.finish(
         [folder / WEIGHTS, folder / LOSSES],
         parameters=parameter_count(bare),
         precision=accelerator.mixed_precision,
         subjects=len(volumes),
         training_seconds=round(fitted.seconds, 1),
     )
+    (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
+    return finished
 
 
 def _facts(run: Run, inputs: dict[str, str], seconds: float, subjects: int) -> dict[str, Any]:
@@ -183,9 +184,8 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
         "training": _facts(run, inputs, fitted.seconds, len(rows)),
     }
     save_checkpoint(folder / WEIGHTS, fitted.weights, config)
-    (folder / STATE).unlink()
     record.earlier_seconds = fitted.earlier_seconds
-    return record.finish(
+    finished = record.finish(
         [folder / WEIGHTS, folder / LOSSES],
         parameters=parameter_count(bare),
         precision=accelerator.mixed_precision,
@@ -193,6 +193,8 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
         latent_scale=scale,
         training_seconds=round(fitted.seconds, 1),
     )
+    (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
+    return finished
 
 
 def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
