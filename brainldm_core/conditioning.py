@@ -26,6 +26,12 @@ class Agreement:
             return f"no correlation to compute, n = {self.n}"
         return f"r = {self.r:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
+    def response(self) -> str:
+        """In words: how much more is measured when more is asked for; nothing where there is no line to fit."""
+        if not np.isfinite(self.slope):
+            return ""
+        return f"For one millilitre more that is asked for, {self.slope:.2f} ml more are measured."
+
     def result(self, **more: Any) -> dict[str, Any]:
         """The row of a results file."""
         return {

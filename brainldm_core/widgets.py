@@ -96,6 +96,11 @@ def is_live() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
+def quick_steps(pipeline: Pipeline) -> int:
+    """Steps of the explorer: fewer than a release has, as somebody waits (chapter 4 shows the difference)."""
+    return min(20, pipeline.profile.sampling.steps)
+
+
 def drawer(pipeline: Pipeline, sample_id: int = 0, steps: int = 20, seed: int = 0) -> Draw:
     """A function from a request to its volume (D, H, W), always from the noise of one sample id.
 
@@ -127,8 +132,7 @@ def explorer(pipeline: Pipeline, draw: Draw | None = None, live: bool | None = N
     ``draw`` and ``live`` replace the sampler and the choice, for tests.
     """
     if is_live() if live is None else live:
-        steps = min(20, pipeline.profile.diffusion.timesteps)
-        return live_explorer(pipeline.ranges, draw or drawer(pipeline, steps=steps))
+        return live_explorer(pipeline.ranges, draw or drawer(pipeline, steps=quick_steps(pipeline)))
     return still_explorer(pipeline)
 
 
@@ -175,7 +179,6 @@ def still_explorer(pipeline: Pipeline, sample_id: int = 0, seed: int = 0) -> Fig
 
     from .sampling import sample
 
-    sampling = pipeline.profile.sampling
     age, ventricles, brain = controls(pipeline.ranges)
     across = [_at(ventricles, place) for place in (0.05, 0.35, 0.65, 0.95, 1.2)]
     down = [_at(brain, place) for place in (0.85, 0.5, 0.15)]
@@ -186,7 +189,7 @@ def still_explorer(pipeline: Pipeline, sample_id: int = 0, seed: int = 0) -> Fig
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the last column is meant to lie outside, and its title says so
-        volumes = sample(pipeline, pd.DataFrame(rows), [sample_id] * len(rows), steps=sampling.steps, seed=seed)
+        volumes = sample(pipeline, pd.DataFrame(rows), [sample_id] * len(rows), steps=quick_steps(pipeline), seed=seed)
     volumes = volumes.reshape(len(down), len(across), *volumes.shape[1:])
     titles = [f"ventricles {x:.0f} ml" + (" *" if x > ventricles.trained_high else "") for x in across]
     kinds = {f"brain {y:.0f} ml": volumes[index] for index, y in enumerate(down)}

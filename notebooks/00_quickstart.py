@@ -159,10 +159,9 @@ explorer
 # %%
 assert brains.shape == (len(requests), *pipeline.profile.grid.shape)
 assert np.isfinite(brains).all() and brains.min() >= 0 and brains.max() <= 1
-again = sample(pipeline, requests.iloc[[2]], ids=[3], steps=steps)
-assert np.abs(again[0] - brains[2]).max() < 1 / 255, (
-    "a sample depends on its own id, not on its company"
-)
+together = sample(pipeline, requests, ids=[1, 2, 3, 4], steps=5)
+alone = sample(pipeline, requests.iloc[[2]], ids=[3], steps=5)
+assert np.abs(alone[0] - together[2]).max() < 1 / 255, "samples depend on their company"
 assert set(pipeline.ranges) == set(requests.columns)
 
 # %% [markdown]

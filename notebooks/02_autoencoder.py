@@ -47,10 +47,12 @@ settings = run.profile.autoencoder
 #
 # ```{math}
 # :label: eq-autoencoder-loss
-# \mathcal{L} \;=\; \underbrace{\lVert x - \hat x \rVert_1}_{\text{voxels}}
-# \;+\; \lambda_{\mathrm{KL}}\, \mathrm{KL}\!\left( \mathcal{N}(\mu, \sigma^2) \,\Vert\, \mathcal{N}(0, 1) \right)
-# \;+\; \lambda_{\mathrm{p}}\, \mathcal{L}_{\text{perceptual}}
+# \begin{aligned}
+# \mathcal{L} \;=\;& \underbrace{\lVert x - \hat x \rVert_1}_{\text{voxels}}
+# \;+\; \lambda_{\mathrm{KL}}\, \mathrm{KL}\!\left( \mathcal{N}(\mu, \sigma^2) \,\Vert\, \mathcal{N}(0, 1) \right) \\
+# &+\; \lambda_{\mathrm{p}}\, \mathcal{L}_{\text{perceptual}}
 # \;+\; \lambda_{\mathrm{adv}}\, \mathcal{L}_{\text{adversarial}}
+# \end{aligned}
 # ```
 #
 # Each term of {eq}`eq-autoencoder-loss` mends a weakness of the one before it.

@@ -128,8 +128,8 @@ pages.say(
 )
 
 # %% [markdown]
-# With so few volumes a difference between these errors says little; chapter 3 has the larger sample for DDIM. The ratio of
-# times is smaller than the ratio of steps because decoding the latent costs the same for both.
+# With so few volumes a difference between these errors says little; chapter 3 has the larger sample for DDIM. Decoding a
+# latent costs the same for both, so the more it costs, the further the ratio of times falls below the ratio of steps.
 #
 # ## How few steps are enough?
 #

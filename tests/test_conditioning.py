@@ -17,6 +17,7 @@ def test_agreement_recomputed_by_numpy():
     assert result.mae == pytest.approx(np.abs(found - asked).mean())
     assert result.slope == pytest.approx(np.polyfit(asked, found, 1)[0])
     assert result.low < result.r < result.high
+    assert f"{result.slope:.2f} ml more" in result.response()
     # Fisher's interval for the same r and n is close to the bootstrap's.
     fisher = np.tanh(np.arctanh(result.r) + np.array([-1.96, 1.96]) / np.sqrt(61))
     assert np.abs(np.array([result.low, result.high]) - fisher).max() < 0.03
@@ -25,7 +26,7 @@ def test_agreement_recomputed_by_numpy():
 def test_missing_rows_are_left_out_and_few_have_no_correlation():
     result = agreement([1, np.nan, 3, 4], [1, 2, np.nan, 6])
     assert result.n == 2 and np.isnan(result.r) and result.mae == 1
-    assert "no correlation" in result.note()
+    assert "no correlation" in result.note() and result.response() == ""
 
 
 def test_a_constant_column_has_no_correlation():
