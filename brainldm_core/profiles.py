@@ -116,6 +116,47 @@ class Diffusion(_Settings):
         return self
 
 
+class Baselines(_Settings):
+    """LSGAN and VAE-GAN of section 3.1 of the paper: widths (one a level, the coarsest grid first) and loss weights.
+
+    Both are given the seconds that the diffusion model's training took; ``training.steps`` is only an upper cap.
+    """
+
+    latent_size: PositiveInt
+    generator_channels: tuple[PositiveInt, ...] = Field(min_length=2)
+    discriminator_channels: tuple[PositiveInt, ...] = Field(min_length=2)
+    encoder_channels: tuple[PositiveInt, ...] = Field(min_length=1)
+    norm_groups: PositiveInt
+    discriminator_learning_rate: float = Field(gt=0)
+    kl_weight: float = Field(ge=0)
+    feature_weight: float = Field(ge=0)
+    feature_layer: int = Field(ge=0)
+    adversarial_weight: float = Field(ge=0)
+    training: Optimisation
+
+    @property
+    def factor(self) -> int:
+        """How many voxels along a side one voxel of the generator's first grid becomes."""
+        return 2 ** (len(self.generator_channels) - 1)
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Baselines:
+        if any(width % self.norm_groups for width in (*self.generator_channels, *self.encoder_channels)):
+            raise ValueError(f"generator_channels and encoder_channels must be multiples of {self.norm_groups} groups")
+        if self.feature_layer >= len(self.discriminator_channels):
+            raise ValueError("feature_layer must be one of the discriminator's levels")
+        return self
+
+
+class BrainAge(_Settings):
+    """Age network of Cole et al. 2017: a block for each of ``channels``, and how far volumes are moved in training."""
+
+    channels: tuple[PositiveInt, ...] = Field(min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    translation_voxels: int = Field(default=0, ge=0)
+    training: Optimisation
+
+
 class Sampling(_Settings):
     """Default sampler. ``batch_size`` is fixed and padded, so that a sample never depends on its company."""
 
@@ -145,6 +186,8 @@ class Profile(_Settings):
     autoencoder: Autoencoder
     diffusion: Diffusion
     sampling: Sampling
+    baselines: Baselines | None = None  # None: a checkpoint older than these two sections
+    brain_age: BrainAge | None = None
     expected: dict[str, Expectation] = {}
 
     @model_validator(mode="after")
@@ -156,6 +199,10 @@ class Profile(_Settings):
                     f"grid side {side} must be divisible by {self.autoencoder.factor * down} "
                     f"(autoencoder factor {self.autoencoder.factor} x UNet factor {down})"
                 )
+            if self.baselines and side % self.baselines.factor:
+                raise ValueError(f"grid side {side} must be divisible by {self.baselines.factor} (baselines generator)")
+            if self.brain_age and side < 2 ** len(self.brain_age.channels):
+                raise ValueError(f"brain_age has more blocks than grid side {side} can be halved")
         return self
 
     @property
