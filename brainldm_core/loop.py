@@ -32,18 +32,23 @@ Step = Callable[[int, torch.Generator], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Fit:
-    """Outcome of a training: averaged weights, seconds of work before this process and in all."""
+    """Outcome of a training: averaged weights, seconds of work before this process and in all, and steps in all."""
 
     weights: dict[str, torch.Tensor]
     earlier_seconds: float
     seconds: float
+    steps: int
 
 
-def learning_rate(settings: Optimisation, base: float, step: int) -> float:
-    """Linear warm-up, then a cosine from ``base`` down to its final fraction."""
+def learning_rate(settings: Optimisation, base: float, step: int, spent: float | None = None) -> float:
+    """Linear warm-up, then a cosine from ``base`` down to its final fraction.
+
+    The cosine goes by steps, or by ``spent``, the share of a budget of seconds that is used up.
+    """
     if step < settings.warmup_steps:
         return base * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    done = done if spent is None else min(1.0, spent)
     floor = settings.final_learning_rate_fraction
     return base * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -96,6 +101,7 @@ def fit(
     settings: Optimisation,
     seed: int,
     progress: bool = True,
+    budget: float | None = None,
 ) -> Fit:
     """Run ``step`` until ``settings.steps``, saving state as it goes; return the averaged weights.
 
@@ -103,6 +109,7 @@ def fit(
         key: what this training is made from; a state made from anything else is refused.
         averaged: name of the network whose weights are averaged (``ema_decay`` 0: its last weights).
         step: does one optimiser step and returns the losses to log.
+        budget: seconds after which training ends, those before a resume included; ``steps`` is then an upper cap.
 
     Raises:
         BrainLDMError: a loss is not finite (the step is named), or the saved state is of another training.
@@ -110,14 +117,17 @@ def fit(
     average = {name: value.detach().clone() for name, value in networks[averaged].state_dict().items()}
     base = {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()}
     first, seconds, rows = _restore(folder, key, networks, optimisers, average)
-    begin = saved = time.perf_counter()
+    begin = saved = now = time.perf_counter()
+    cap = settings.steps if budget is None or seconds < budget else first
+    total, title = (settings.steps, folder.name) if budget is None else (None, f"{folder.name}, {budget:.0f} s")
     with (
         stop_on_sigterm() as asked,
-        tqdm(total=settings.steps, initial=first, desc=folder.name, disable=None if progress else True) as bar,
+        tqdm(total=total, initial=first, desc=title, disable=None if progress else True) as bar,
     ):
-        for index in range(first, settings.steps):
+        for index in range(first, cap):
+            spent = None if budget is None else (seconds + now - begin) / budget
             for name, optimiser in optimisers.items():
-                optimiser.param_groups[0]["lr"] = learning_rate(settings, base[name], index)
+                optimiser.param_groups[0]["lr"] = learning_rate(settings, base[name], index, spent)
             losses = {name: loss.item() for name, loss in step(index, step_generator(seed, index)).items()}
             if not all(map(math.isfinite, losses.values())):
                 raise BrainLDMError(
@@ -129,12 +139,15 @@ def fit(
             rows.append({"step": index, **losses, "seconds": round(seconds + now - begin, 3)})
             bar.update()
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
-            if asked.is_set() or now - saved > settings.checkpoint_seconds or index == settings.steps - 1:
+            last = index == settings.steps - 1 or (budget is not None and seconds + now - begin >= budget)
+            if asked.is_set() or now - saved > settings.checkpoint_seconds or last:
                 _save(folder, key, networks, optimisers, average, index + 1, seconds + now - begin, rows)
                 saved = now
                 if asked.is_set():
                     raise SystemExit(143)
-    return Fit(average, seconds, seconds + time.perf_counter() - begin)
+            if last:
+                break
+    return Fit(average, seconds, seconds + time.perf_counter() - begin, len(rows))
 
 
 def _save(folder, key, networks, optimisers, average, step, seconds, rows) -> None:

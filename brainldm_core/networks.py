@@ -1,4 +1,4 @@
-"""The networks of sections 2.1 and 2.2 of the paper, built from a profile, and their checkpoints.
+"""The networks of sections 2.1, 2.2 and 3 of the paper, built from a profile, and their checkpoints.
 
 Every network of the book is built here and nowhere else. A checkpoint is one safetensors file with its
 configuration (profile, covariate ranges, latent scale, training record) inside; no pickle is written.
@@ -7,8 +7,10 @@ configuration (profile, covariate ranges, latent scale, training record) inside;
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +96,86 @@ def build_unet(profile: Profile) -> nn.Module:
     )
 
 
+class Levels(nn.Sequential):
+    """Blocks in a row that give every block's output, the last one last (as MONAI's patch discriminator does)."""
+
+    def forward(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """Outputs of all blocks for (B, C, D, H, W)."""
+        outputs = []
+        for block in self:
+            batch = block(batch)
+            outputs.append(batch)
+        return outputs
+
+
+def build_gan_generator(profile: Profile) -> nn.Module:
+    """Generator of both baselines (section 3.1): (B, Z) to a small grid, x2 blocks, volumes (B, 1, D, H, W) in [0, 1].
+
+    The paper's grid grows from 5 x 7 x 5 in five blocks; a kernel of 4 with stride 2 can do all that a nearest
+    neighbour followed by a kernel of 3 can, with a third of the work.
+    """
+    settings = _section(profile, "baselines")
+    first, *widths = settings.generator_channels
+    start = tuple(side // settings.factor for side in profile.grid.shape)
+    blocks = [nn.Linear(settings.latent_size, first * math.prod(start)), nn.Unflatten(1, (first, *start))]
+    for before, after in pairwise((first, *widths)):
+        norm = nn.GroupNorm(settings.norm_groups, after)
+        blocks.append(nn.Sequential(nn.ConvTranspose3d(before, after, 4, 2, 1), norm, nn.LeakyReLU(0.2)))
+    return nn.Sequential(*blocks, nn.Conv3d(widths[-1], 1, 3, padding=1), nn.Sigmoid())
+
+
+def build_gan_encoder(profile: Profile) -> nn.Module:
+    """Encoder of the VAE-GAN (section 3.1): (B, 1, D, H, W) to means and log variances, (B, 2 Z)."""
+    settings = _section(profile, "baselines")
+    blocks, shape = [], profile.grid.shape
+    for before, after in pairwise((1, *settings.encoder_channels)):
+        norm = nn.GroupNorm(settings.norm_groups, after)
+        blocks.append(nn.Sequential(nn.Conv3d(before, after, 4, 2, 1), norm, nn.LeakyReLU(0.2)))
+        shape = tuple(side // 2 for side in shape)
+    last = nn.Linear(settings.encoder_channels[-1] * math.prod(shape), 2 * settings.latent_size)
+    return nn.Sequential(*blocks, nn.Flatten(), last)
+
+
+def build_gan_discriminator(profile: Profile) -> nn.Module:
+    """Patch discriminator of both baselines (section 3.1): outputs of its levels, then logits (B, 1, d, h, w)."""
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    channels = _section(profile, "baselines").discriminator_channels
+    blocks = [
+        nn.Sequential(spectral_norm(nn.Conv3d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2))
+        for before, after in pairwise((1, *channels))
+    ]
+    return Levels(*blocks, spectral_norm(nn.Conv3d(channels[-1], 1, 3, padding=1)))
+
+
+def build_brain_age(profile: Profile) -> nn.Module:
+    """Age network of Cole et al. 2017 (section 3.2): volumes (B, 1, D, H, W) to one number each, (B, 1)."""
+    settings = _section(profile, "brain_age")
+    blocks, shape = [], profile.grid.shape
+    for before, after in pairwise((1, *settings.channels)):
+        convolutions = [nn.Conv3d(before, after, 3, padding=1), nn.ReLU(), nn.Conv3d(after, after, 3, padding=1)]
+        blocks.append(nn.Sequential(*convolutions, nn.BatchNorm3d(after), nn.ReLU(), nn.MaxPool3d(2)))
+        shape = tuple(side // 2 for side in shape)
+    last = nn.Linear(settings.channels[-1] * math.prod(shape), 1)
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(settings.dropout), last)
+
+
+def _section(profile: Profile, name: str):
+    if (settings := getattr(profile, name)) is None:
+        raise BrainLDMError(f"profile {profile.name!r} has no section {name}; add one as in the profiles that ship")
+    return settings
+
+
 def build(kind: str, profile: Profile) -> nn.Module:
     """Build a network by the kind that its checkpoint names."""
-    return {"autoencoder": build_autoencoder, "unet": build_unet}[kind](profile)
+    builders = {
+        "autoencoder": build_autoencoder,
+        "unet": build_unet,
+        "lsgan": build_gan_generator,
+        "vaegan": build_gan_generator,
+        "brain_age": build_brain_age,
+    }
+    return builders[kind](profile)
 
 
 def mixed_precision(device: torch.device | None = None) -> str:

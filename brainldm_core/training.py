@@ -12,7 +12,7 @@ from .covariates import encode, fit_ranges
 from .dataset import load_cohort
 from .diffusion import diffusion_loss
 from .errors import BrainLDMError
-from .loop import LOSSES, STATE, draw_rows, fit
+from .loop import LOSSES, STATE, Fit, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence, perceptual_loss
 from .networks import (
     build_autoencoder,
@@ -29,18 +29,26 @@ from .records import Record, Run, read_record, sha256, stage_key
 WEIGHTS = "weights.safetensors"
 
 
-def _update(accelerator, optimiser, network, loss, clip: float) -> None:
+def update(accelerator, optimiser, network: nn.Module, loss: torch.Tensor, clip: float) -> None:
+    """One optimiser step on a network, its gradient clipped to the norm ``clip``."""
     optimiser.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), clip)
     optimiser.step()
 
 
-def _accelerator():
+def prepare_accelerator():
+    """Accelerate on a GPU or this processor, in bf16 where that is faster."""
     from accelerate import Accelerator
 
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     return Accelerator(mixed_precision=mixed_precision(device), cpu=device.type == "cpu")
+
+
+def mirrored(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """About half of the volumes (B, 1, D, H, W) flipped left-right, as in the paper's augmentation."""
+    flip = torch.rand(len(batch), generator=generator) < 0.5
+    return torch.where(flip[:, None, None, None, None], batch.flip(2), batch)
 
 
 def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
@@ -55,7 +63,7 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
     volumes = cohort.volumes("train")
 
     torch.manual_seed(run.seed)
-    accelerator = _accelerator()
+    accelerator = prepare_accelerator()
     network = accelerator.prepare(build_autoencoder(profile))
     discriminator = accelerator.prepare(build_discriminator(profile))
     plan = settings.training
@@ -67,8 +75,7 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         batch = volumes[draw_rows(len(volumes), plan.batch_size, run.seed, index)]
-        flip = torch.rand(len(batch), generator=generator) < 0.5  # left-right, as in the paper's augmentation
-        batch = torch.where(flip[:, None, None, None, None], batch.flip(2), batch).to(accelerator.device)
+        batch = mirrored(batch, generator).to(accelerator.device)
         adversarial = index >= settings.adversarial_start_step
         with accelerator.autocast():
             reconstruction, mean, sigma = network(batch)
@@ -85,14 +92,14 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
                 logits = discriminator(reconstruction)[-1]
             losses["adversarial"] = adversarial_loss(logits, real=True)
             total = total + settings.adversarial_weight * losses["adversarial"]
-        _update(accelerator, generator_optimiser, network, total, plan.gradient_clip)
+        update(accelerator, generator_optimiser, network, total, plan.gradient_clip)
         if adversarial:
             discriminator.requires_grad_(True)
             with accelerator.autocast():
                 both = discriminator(torch.cat([batch, reconstruction.detach()]))[-1]
             real, fake = both.chunk(2)
             losses["discriminator"] = 0.5 * (adversarial_loss(real, True) + adversarial_loss(fake, False))
-            _update(accelerator, discriminator_optimiser, discriminator, losses["discriminator"], plan.gradient_clip)
+            update(accelerator, discriminator_optimiser, discriminator, losses["discriminator"], plan.gradient_clip)
         return losses
 
     key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
@@ -100,32 +107,42 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
     networks = {"autoencoder": bare, "discriminator": accelerator.unwrap_model(discriminator)}
     optimisers = {"autoencoder": generator_optimiser, "discriminator": discriminator_optimiser}
     fitted = fit(folder, key, networks, optimisers, "autoencoder", step, plan, run.seed, progress)
-    config = {
-        "kind": "autoencoder",
-        "profile": profile.settings(),
-        "training": _facts(run, inputs, fitted.seconds, len(volumes)),
-    }
+    return finish_training(run, record, fitted, "autoencoder", bare, accelerator.mixed_precision, len(volumes))
+
+
+def finish_training(
+    run: Run,
+    record: Record,
+    fitted: Fit,
+    kind: str,
+    network: nn.Module,
+    precision: str,
+    subjects: int,
+    facts: dict[str, Any] | None = None,
+    **results: Any,
+) -> dict[str, Any]:
+    """Write a trained network's checkpoint, then its record, then let the training state go; return the record.
+
+    Args:
+        facts: what else the checkpoint's configuration holds, for instance covariate ranges.
+        results: what else the record's results hold.
+    """
+    folder, seconds = record.folder, round(fitted.seconds, 1)
+    training = {"cohort": run.cohort, "seed": run.seed, "inputs": record.inputs, "seconds": seconds}
+    training["subjects"] = subjects
+    config = {"kind": kind, "profile": run.profile.settings(), **(facts or {}), "training": training}
     save_checkpoint(folder / WEIGHTS, fitted.weights, config)
     record.earlier_seconds = fitted.earlier_seconds
     finished = record.finish(
         [folder / WEIGHTS, folder / LOSSES],
-        parameters=parameter_count(bare),
-        precision=accelerator.mixed_precision,
-        subjects=len(volumes),
-        training_seconds=round(fitted.seconds, 1),
+        parameters=parameter_count(network),
+        precision=precision,
+        subjects=subjects,
+        **results,
+        training_seconds=seconds,
     )
     (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
     return finished
-
-
-def _facts(run: Run, inputs: dict[str, str], seconds: float, subjects: int) -> dict[str, Any]:
-    return {
-        "cohort": run.cohort,
-        "seed": run.seed,
-        "inputs": inputs,
-        "seconds": round(seconds, 1),
-        "subjects": subjects,
-    }
 
 
 def encode_latents(autoencoder: nn.Module, volumes: torch.Tensor, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,7 +173,7 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
     values, present = (torch.from_numpy(part).repeat(2, 1) for part in encode(rows, ranges))
 
     torch.manual_seed(run.seed)
-    accelerator = _accelerator()
+    accelerator = prepare_accelerator()
     unet = accelerator.prepare(build_unet(profile))
     plan = settings.training
     optimiser = torch.optim.AdamW(unet.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
@@ -169,32 +186,15 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
         )
         with accelerator.autocast():
             loss = diffusion_loss(settings, unet, latent, covariates, known, generator)
-        _update(accelerator, optimiser, unet, loss, plan.gradient_clip)
+        update(accelerator, optimiser, unet, loss, plan.gradient_clip)
         return {"loss": loss}
 
     key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
     bare = accelerator.unwrap_model(unet)
     fitted = fit(folder, key, {"unet": bare}, {"unet": optimiser}, "unet", step, plan, run.seed, progress)
-    config = {
-        "kind": "unet",
-        "profile": profile.settings(),
-        "ranges": ranges,
-        "latent_scale": scale,
-        "autoencoder_sha256": sha256(weights_path),
-        "training": _facts(run, inputs, fitted.seconds, len(rows)),
-    }
-    save_checkpoint(folder / WEIGHTS, fitted.weights, config)
-    record.earlier_seconds = fitted.earlier_seconds
-    finished = record.finish(
-        [folder / WEIGHTS, folder / LOSSES],
-        parameters=parameter_count(bare),
-        precision=accelerator.mixed_precision,
-        subjects=len(rows),
-        latent_scale=scale,
-        training_seconds=round(fitted.seconds, 1),
-    )
-    (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
-    return finished
+    facts = {"ranges": ranges, "latent_scale": scale, "autoencoder_sha256": sha256(weights_path)}
+    precision = accelerator.mixed_precision
+    return finish_training(run, record, fitted, "unet", bare, precision, len(rows), facts, latent_scale=scale)
 
 
 def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

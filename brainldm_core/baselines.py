@@ -1,0 +1,164 @@
+"""The two baselines of section 3.1 of the paper, LSGAN and VAE-GAN, given the seconds that the diffusion model had.
+
+Their architectures are unpublished, so these are reconstructions: one generator from a latent vector through x2 blocks
+to the profile's grid, least-squares losses (Mao et al. 2017), and for the VAE-GAN (Larsen et al. 2016) an encoder whose
+reconstructions are compared by the discriminator's features. Neither sees covariates, as in the paper's Table 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .dataset import load_cohort
+from .errors import BrainLDMError
+from .loop import LOSSES, draw_rows, fit
+from .losses import adversarial_loss, kl_divergence
+from .networks import (
+    build_gan_discriminator,
+    build_gan_encoder,
+    build_gan_generator,
+    load_network,
+    mixed_precision,
+)
+from .records import Record, Run, read_record, stage_key
+from .sampling import sample_generator
+from .training import WEIGHTS, finish_training, mirrored, prepare_accelerator, update
+
+BASELINES = ("lsgan", "vaegan")
+MOMENTA = (0.5, 0.99)  # a short memory of gradients: the two players move
+
+
+def train_baselines(run: Run, progress: bool = True) -> dict[str, Any]:
+    """Train both baselines of section 3.1, each for the diffusion stage's training seconds, or return their record.
+
+    ``baselines/lsgan`` and ``baselines/vaegan`` have each their weights, losses and record.
+
+    Raises:
+        BrainLDMError: the diffusion stage is not finished, or the profile has no baselines.
+    """
+    folder = run.stage("baselines")
+    if (done := read_record(folder)) is not None:
+        return done
+    inputs = {stage: stage_key(run.stage(stage)) for stage in ("cohort", "diffusion")}
+    seconds = read_record(run.stage("diffusion"))["results"]["training_seconds"]
+    record = Record(folder, "brainldm train baselines", {**_settings(run), "seconds": seconds}, inputs, run.seed)
+    volumes = load_cohort(run.stage("cohort")).volumes("train")
+    parts = {name: train_baseline(run, name, volumes, inputs, seconds, progress) for name in BASELINES}
+    record.earlier_seconds = max(0.0, sum(part["seconds"] for part in parts.values()) - record.seconds)
+    outputs = [folder / name / file for name in BASELINES for file in (WEIGHTS, LOSSES)]
+    results = {name: part["results"] for name, part in parts.items()}
+    return record.finish(outputs, budget_seconds=seconds, **results)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    if run.profile.baselines is None:
+        raise BrainLDMError(f"profile {run.profile.name!r} has no section baselines; add one as in those that ship")
+    return run.profile.baselines.model_dump(mode="json")
+
+
+def train_baseline(
+    run: Run, name: str, volumes: torch.Tensor, inputs: dict[str, str], seconds: float, progress: bool = True
+) -> dict[str, Any]:
+    """Train one baseline on volumes (N, 1, D, H, W) for a number of seconds, or return its record if that is done."""
+    folder = run.stage("baselines") / name
+    if (done := read_record(folder)) is not None:
+        return done
+    values = {**_settings(run), "seconds": seconds}
+    record = Record(folder, "brainldm train baselines", values, inputs, run.seed)
+    settings = run.profile.baselines
+    plan = settings.training
+    torch.manual_seed(run.seed)
+    accelerator = prepare_accelerator()
+    builders = {"generator": build_gan_generator, "discriminator": build_gan_discriminator}
+    if name == "vaegan":
+        builders["encoder"] = build_gan_encoder
+    networks = {part: accelerator.prepare(builder(run.profile)) for part, builder in builders.items()}
+    discriminator = networks["discriminator"]
+    makers = nn.ModuleList([network for part, network in networks.items() if part != "discriminator"])
+    optimisers = {
+        part: torch.optim.AdamW(network.parameters(), rate, MOMENTA, weight_decay=plan.weight_decay)
+        for part, network, rate in (
+            ("generator", makers, plan.learning_rate),
+            ("discriminator", discriminator, settings.discriminator_learning_rate),
+        )
+    }
+
+    def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        batch = volumes[draw_rows(len(volumes), plan.batch_size, run.seed, index)]
+        batch = mirrored(batch, generator).to(accelerator.device)
+        prior, noise = torch.randn(2, len(batch), settings.latent_size, generator=generator).to(accelerator.device)
+        losses: dict[str, torch.Tensor] = {}
+        with accelerator.autocast():
+            if name == "vaegan":
+                mean, sigma = encode(networks["encoder"], batch)
+                losses["kl"] = kl_divergence(*(part[..., None, None, None] for part in (mean, sigma)))
+                prior = torch.cat([mean + sigma * noise, prior])  # reconstructions first, then samples
+            fake = networks["generator"](prior).float()
+            real_logits, fake_logits = discriminator(torch.cat([batch, fake.detach()]))[-1].tensor_split([len(batch)])
+        losses["discriminator"] = 0.5 * (adversarial_loss(real_logits, True) + adversarial_loss(fake_logits, False))
+        update(accelerator, optimisers["discriminator"], discriminator, losses["discriminator"], plan.gradient_clip)
+
+        discriminator.requires_grad_(False)
+        with accelerator.autocast():
+            levels = discriminator(fake)
+        losses["generator"] = adversarial_loss(levels[-1], real=True)
+        total = losses["generator"]
+        if name == "vaegan":
+            with torch.no_grad(), accelerator.autocast():
+                target = discriminator(batch)[settings.feature_layer]
+            found = levels[settings.feature_layer][: len(batch)]
+            losses["feature"] = feature_distance(found, target)
+            total = (
+                settings.adversarial_weight * total
+                + settings.feature_weight * losses["feature"]
+                + settings.kl_weight * losses["kl"]
+            )
+        update(accelerator, optimisers["generator"], makers, total, plan.gradient_clip)
+        discriminator.requires_grad_(True)
+        return losses
+
+    key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
+    bare = {part: accelerator.unwrap_model(network) for part, network in networks.items()}
+    fitted = fit(folder, key, bare, optimisers, "generator", step, plan, run.seed, progress, seconds)
+    precision = accelerator.mixed_precision
+    return finish_training(
+        run, record, fitted, name, bare["generator"], precision, len(volumes), steps=fitted.steps
+    )  # fmt: skip
+
+
+def encode(encoder: nn.Module, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and standard deviations (B, Z) of the VAE-GAN's latents of volumes (B, 1, D, H, W)."""
+    mean, log_variance = encoder(volumes).float().chunk(2, dim=1)
+    return mean, torch.exp(0.5 * log_variance.clamp(-20, 20))
+
+
+def feature_distance(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Feature matching of the VAE-GAN (Larsen et al. 2016, equation 7): mean squared distance of (B, C, d, h, w)."""
+    return ((found.float() - target.float()) ** 2).mean()
+
+
+def sample_baseline(run: Run, name: str, count: int, seed: int = 0) -> np.ndarray:
+    """Draw volumes (N, D, H, W), float32 in [0, 1], from a finished baseline; sample i's latent comes from its id i.
+
+    Volumes are computed in the profile's fixed, padded batch, so that a sample does not depend on its company.
+
+    Raises:
+        BrainLDMError: no such baseline, or it is not trained.
+    """
+    if name not in BASELINES:
+        raise BrainLDMError(f"baseline {name!r} is unknown; choose one of {', '.join(BASELINES)}")
+    network, _ = load_network(run.stage("baselines") / name / WEIGHTS, name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+    size, batch, volumes = run.profile.baselines.latent_size, run.profile.sampling.batch_size, []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16"):
+        for start in range(0, count, batch):
+            ids = [min(place, count - 1) for place in range(start, start + batch)]  # padded with the last one
+            latents = torch.stack([torch.randn(size, generator=sample_generator(seed, identity)) for identity in ids])
+            result = network(latents.to(device)).float().clamp(0, 1)
+            volumes.append(result[: count - start, 0].cpu().numpy())
+    return np.concatenate(volumes)

@@ -1,0 +1,128 @@
+"""Brain age (section 3.2 of the paper): the network of Cole et al. 2017, trained on the run's real volumes.
+
+What it reads from held-out real volumes is the ceiling for what it can read from generated ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .conditioning import agreement
+from .dataset import load_cohort
+from .errors import BrainLDMError
+from .loop import draw_rows, fit
+from .networks import build_brain_age, load_network, mixed_precision
+from .records import Record, Run, read_record, stage_key
+from .training import WEIGHTS, finish_training, mirrored, prepare_accelerator, update
+
+
+def train_brain_age(run: Run, progress: bool = True) -> dict[str, Any]:
+    """Train the age network of section 3.2 on the run's training split, or return its record if that is done.
+
+    The record's results hold the ceiling: correlation and mean absolute error (years) on the held-out test split.
+
+    Raises:
+        BrainLDMError: the cohort has no ages, or only one, or the profile has no section brain_age.
+    """
+    folder, settings = run.stage("brain_age"), run.profile.brain_age
+    if (done := read_record(folder)) is not None:
+        return done
+    if settings is None:
+        raise BrainLDMError(f"profile {run.profile.name!r} has no section brain_age; add one as in those that ship")
+    inputs = {"cohort": stage_key(run.stage("cohort"))}
+    record = Record(folder, "brainldm train brain_age", settings.model_dump(mode="json"), inputs, run.seed)
+    cohort = load_cohort(run.stage("cohort"))
+    years, volumes = _aged(cohort, "train")
+    if len(years) < 2 or np.ptp(years) == 0:
+        raise BrainLDMError(
+            f"{cohort.folder}: {len(years)} training scans have an age_years and they do not differ; "
+            "brain age needs a cohort with ages"
+        )
+    mean, deviation = float(years.mean()), float(years.std())
+    targets = torch.from_numpy((years - mean) / deviation).float()
+
+    torch.manual_seed(run.seed)
+    accelerator = prepare_accelerator()
+    network = accelerator.prepare(build_brain_age(run.profile))
+    plan = settings.training
+    optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+
+    def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        rows = draw_rows(len(volumes), plan.batch_size, run.seed, index)
+        batch = translated(mirrored(volumes[rows], generator), settings.translation_voxels, generator)
+        with accelerator.autocast():
+            found = network(batch.to(accelerator.device))[:, 0]
+        # Absolute errors, as in Cole et al.
+        loss = (found.float() - targets[rows].to(accelerator.device)).abs().mean()
+        update(accelerator, optimiser, network, loss, plan.gradient_clip)
+        return {"loss": loss}
+
+    key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
+    bare = accelerator.unwrap_model(network)
+    fitted = fit(
+        folder, key, {"brain_age": bare}, {"brain_age": optimiser}, "brain_age", step, plan, run.seed, progress
+    )
+    bare.load_state_dict(fitted.weights)
+    held_out, scans = _aged(cohort, "test")
+    found = _predict(bare.eval(), scans, run.profile.sampling.batch_size) * deviation + mean
+    fit_line = agreement(held_out, found)
+    ceiling = {name: round(value, 4) if np.isfinite(value) else None for name, value in vars(fit_line).items()}
+    facts = {"mean_years": mean, "deviation_years": deviation}
+    return finish_training(
+        run, record, fitted, "brain_age", bare, accelerator.mixed_precision, len(years), facts, ceiling=ceiling
+    )  # fmt: skip
+
+
+def predict_age(run: Run, volumes: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Brain ages in years, (N,), of volumes (N, D, H, W) in [0, 1], by the run's age network.
+
+    Raises:
+        BrainLDMError: the network is not trained, or the volumes are on another grid.
+    """
+    volumes = torch.as_tensor(volumes, dtype=torch.float32)
+    grid = run.profile.grid.shape
+    if tuple(volumes.shape[1:]) != grid:
+        raise BrainLDMError(
+            f"volumes of shape {tuple(volumes.shape)}: brain age of this run needs (N, {', '.join(map(str, grid))})"
+        )
+    network, config = load_network(run.stage("brain_age") / WEIGHTS, "brain_age")
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = _predict(network, volumes[:, None], run.profile.sampling.batch_size)
+    return found * config["deviation_years"] + config["mean_years"]
+
+
+def _aged(cohort, split: str) -> tuple[np.ndarray, torch.Tensor]:
+    """Ages (N,) and volumes (N, 1, D, H, W) of the scans of a split whose age is known."""
+    rows = cohort.rows(split)
+    years = rows["age_years"].to_numpy(float) if "age_years" in rows else np.full(len(rows), np.nan)
+    known = np.isfinite(years)
+    if not known.any():
+        raise BrainLDMError(f"{cohort.folder}: no {split} scan has an age_years; brain age needs a cohort with ages")
+    return years[known], cohort.volumes(split)[torch.from_numpy(known)]
+
+
+def _predict(network: torch.nn.Module, volumes: torch.Tensor, batch: int) -> np.ndarray:
+    """Outputs (N,) for volumes (N, 1, D, H, W), in a fixed, padded batch."""
+    device = next(network.parameters()).device
+    outputs = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16"):
+        for part in volumes.split(batch):
+            padded = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1, -1)])
+            outputs.append(network(padded.to(device))[: len(part), 0].double().cpu().numpy())
+    return np.concatenate(outputs) if outputs else np.empty(0)
+
+
+def translated(batch: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
+    """Volumes (B, 1, D, H, W) each moved by up to ``reach`` whole voxels along every axis; what comes in is 0."""
+    if reach == 0:
+        return batch
+    shifts = torch.randint(0, 2 * reach + 1, (len(batch), 3), generator=generator)
+    padded = torch.nn.functional.pad(batch, (reach,) * 6)
+    moved = [
+        volume[:, d : d + batch.shape[2], h : h + batch.shape[3], w : w + batch.shape[4]]
+        for volume, (d, h, w) in zip(padded, shifts.tolist(), strict=True)
+    ]
+    return torch.stack(moved)
