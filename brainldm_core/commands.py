@@ -113,22 +113,17 @@ def run_sample(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise BrainLDMError(f"--n {args.n}: ask for at least one brain")
     import pandas as pd
-    from tqdm import tqdm
 
-    from .samples import write_samples
+    from .samples import check_free, progress_bar, write_samples
     from .sampling import load_pipeline, sample
 
+    check_free(args.out)
     pipeline = load_pipeline(args.weights)
     table = pd.DataFrame([asked] * args.n)
     ids = list(range(1, args.n + 1))
     usual = pipeline.profile.sampling
     how = {"sampler": args.sampler or usual.sampler, "steps": args.steps or usual.steps, "seed": args.seed}
-    with tqdm(desc="sampling", unit="step", disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("sampling") as progress:
         volumes = sample(pipeline, table, ids, **how, progress=progress)
     write_samples(pipeline, table, volumes, ids, args.out, **how)
     print(f"{args.out}: {args.n} brains; look at {args.out / 'montage.png'}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from . import __version__
 from .covariates import COLUMNS, KEYS, MISSING
 from .dataset import load_cohort, save_volume
+from .errors import BrainLDMError
 from .morphometry import measure
 from .networks import mixed_precision
 from .records import Record, Run, atomic_folder, atomic_path, read_record, stage_key, write_json
@@ -23,13 +25,100 @@ if TYPE_CHECKING:
 
 MEASURED = ("lateral_ventricles_ml", "brain_ml", "intracranial_ml", "brain_volume_ml")
 
+NOTES = {
+    "participant_id": {"Description": "Name of the volume; its number is the sample's id, which makes its noise"},
+    "sex": {"Description": "Requested sex", "Levels": {"F": "female", "M": "male"}},
+    "age_years": {"Description": "Requested age", "Units": "years"},
+    "ventricular_volume_ml": {"Description": "Requested volume of both lateral ventricles", "Units": "ml"},
+    "brain_volume_ml": {"Description": "Requested parenchyma, normalised for head size", "Units": "ml"},
+    "measured_lateral_ventricles_ml": {"Description": "Lateral ventricles of this volume", "Units": "ml"},
+    "measured_brain_ml": {"Description": "Parenchyma of this volume", "Units": "ml"},
+    "measured_intracranial_ml": {"Description": "Intracranial volume of this volume", "Units": "ml"},
+    "measured_brain_volume_ml": {"Description": "Parenchyma of this volume, normalised for head size", "Units": "ml"},
+}
+"""What the columns of ``participants.tsv`` are; measured ones come from the intensities of the volume alone."""
+
+
+@contextmanager
+def progress_bar(desc: str, show: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, none in a page; gives ``callback(steps done, steps in all)`` for ``sampling.sample``."""
+    from tqdm import tqdm
+
+    with tqdm(desc=desc, unit="step", disable=None if show else True) as bar:
+
+        def seen(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield seen
+
+
+def check_free(out: Path) -> None:
+    """Refuse a place that holds something, before hours of drawing.
+
+    Raises:
+        BrainLDMError: ``out`` is a file, or a folder that is not empty.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise BrainLDMError(f"{out}: exists already; give another --out, or delete it")
+
 
 def measure_all(volumes: np.ndarray, affine: Any) -> pd.DataFrame:
-    """Morphometry of volumes (N, D, H, W) as columns ``measured_<name>`` in millilitres; NaN where nothing is found."""
+    """Morphometry of volumes (N, D, H, W) as columns ``measured_<name>`` in millilitres; 0 where nothing is found."""
     import pandas as pd
 
     rows = [measure(volume, np.asarray(affine)) for volume in volumes]
-    return pd.DataFrame([{f"measured_{name}": round(row[name], 2) for name in MEASURED} for row in rows])
+    return pd.DataFrame(
+        [{f"measured_{name}": round(row[name], 2) for name in MEASURED} for row in rows],
+        columns=[f"measured_{name}" for name in MEASURED],
+    )
+
+
+def quantise(volumes: np.ndarray) -> np.ndarray:
+    """Volumes in [0, 1] as the uint8 that is kept; what is measured is what is kept."""
+    return np.round(np.clip(volumes, 0, 1) * 255).astype(np.uint8)
+
+
+def participant(identity: int) -> str:
+    """BIDS name of a sample, ``sub-NNNNNN``."""
+    return f"sub-{identity:06d}"
+
+
+def volume_name(identity: int) -> str:
+    """Where a BIDS folder keeps the volume of a sample: ``sub-NNNNNN/anat/sub-NNNNNN_T1w.nii.gz``."""
+    return f"{participant(identity)}/anat/{participant(identity)}_T1w.nii.gz"
+
+
+def sampling_facts(pipeline: Pipeline, sampler: str, steps: int, seed: int) -> dict[str, Any]:
+    """What is the same for all volumes of a draw, as a BIDS sidecar says it (law 5)."""
+    return {
+        "Description": "Synthetic T1-weighted brain of no person, drawn from a latent diffusion model",
+        "Synthetic": True,
+        "CheckpointSHA256": pipeline.sha256,
+        "Profile": pipeline.profile.name,
+        "Sampler": sampler,
+        "Steps": pipeline.profile.diffusion.timesteps if sampler == "ddpm" else steps,
+        "Precision": mixed_precision(pipeline.device),
+        "BatchSize": pipeline.profile.sampling.batch_size,
+        "Seed": seed,
+        "Units": {"age_years": "years", "ventricular_volume_ml": "ml", "brain_volume_ml": "ml"},
+        "SpaceName": "MNI152",
+    }
+
+
+def write_participants(folder: Path, table: pd.DataFrame, name: str, **more: Any) -> None:
+    """Write ``participants.tsv`` and ``.json`` and ``dataset_description.json`` (with ``more``) of a BIDS folder."""
+    with atomic_path(folder / "participants.tsv") as partial:
+        table.to_csv(partial, sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
+    write_json(folder / "participants.json", {name: NOTES[name] for name in table if name in NOTES})
+    description = {
+        "Name": name,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "raw",
+        "GeneratedBy": [{"Name": "brainldm", "Version": __version__}],
+    }
+    write_json(folder / "dataset_description.json", description | more)
 
 
 def write_samples(
@@ -52,40 +141,22 @@ def write_samples(
     from . import figures
 
     affine = pipeline.profile.grid.affine
-    measured = measure_all(volumes, affine)
+    measured = measure_all(quantise(volumes) / np.float32(255), affine)
     table = covariates[[name for name in COLUMNS if name in covariates]].reset_index(drop=True)
-    table.insert(0, "participant_id", [f"sub-{identity:06d}" for identity in ids])
+    facts = sampling_facts(pipeline, sampler, steps, seed)
     with atomic_folder(out) as draft:
-        for place, (volume, name) in enumerate(zip(volumes, table["participant_id"], strict=True)):
-            anat = draft / name / "anat"
-            save_volume(anat / f"{name}_T1w.nii.gz", volume, affine)
-            sidecar = {
-                "Description": "Synthetic T1-weighted brain of no person, drawn from a latent diffusion model",
-                "Synthetic": True,
-                "CheckpointSHA256": pipeline.sha256,
-                "Profile": pipeline.profile.name,
-                "Sampler": sampler,
-                "Steps": pipeline.profile.diffusion.timesteps if sampler == "ddpm" else steps,
-                "Precision": mixed_precision(pipeline.device),
-                "BatchSize": pipeline.profile.sampling.batch_size,
-                "Seed": seed,
-                "SampleID": ids[place],
-                "RequestedCovariates": _plain(table.iloc[place].drop("participant_id")),
+        for place, (volume, identity) in enumerate(zip(volumes, ids, strict=True)):
+            path = draft / volume_name(identity)
+            save_volume(path, volume, affine)
+            sidecar = facts | {
+                "SampleID": identity,
+                "RequestedCovariates": _plain(table.iloc[place]),
                 "MeasuredVolumes": _plain(measured.iloc[place]),
-                "Units": {"age_years": "years", "ventricular_volume_ml": "ml", "brain_volume_ml": "ml"},
-                "SpaceName": "MNI152",
             }
-            write_json(anat / f"{name}_T1w.json", sidecar)
+            write_json(path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
         rows = table.join(measured)
-        with atomic_path(draft / "participants.tsv") as partial:
-            rows.to_csv(partial, sep="\t", index=False, na_rep=MISSING)
-        description = {
-            "Name": "Synthetic brains",
-            "BIDSVersion": "1.10.0",
-            "DatasetType": "raw",
-            "GeneratedBy": [{"Name": "brainldm", "Version": __version__}],
-        }
-        write_json(draft / "dataset_description.json", description)
+        rows.insert(0, "participant_id", [participant(identity) for identity in ids])
+        write_participants(draft, rows, "Synthetic brains")
         ventricles = table.get("ventricular_volume_ml", [None] * len(table))
         titles = [
             f"{found:.0f} ml" if asked is None or asked != asked else f"{asked:.0f} → {found:.0f} ml"
@@ -103,8 +174,8 @@ def _plain(row: pd.Series) -> dict[str, Any]:
 
 def _save_kind(folder: Path, kind: str, volumes: np.ndarray, rows: pd.DataFrame, affine: Any) -> pd.DataFrame:
     """Keep one kind of volumes (uint8) and its table; what is measured is what is kept."""
-    kept = np.round(volumes * 255).astype(np.uint8)
-    measured = measure_all(kept.astype(np.float32) / 255, affine)
+    kept = quantise(volumes)
+    measured = measure_all(kept / np.float32(255), affine)
     table = rows[[name for name in (*KEYS, *COLUMNS, "intracranial_volume_ml") if name in rows]].join(measured)
     with atomic_path(folder / f"{kind}.npz") as partial:
         with open(partial, "wb") as file:
@@ -131,8 +202,6 @@ def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:
     ``samples/<kind>.npz`` and ``.tsv`` for the kinds ``real`` (the held-out volumes), ``reconstruction`` (the same
     through the autoencoder), ``ddim`` and ``ddpm`` (drawn for their covariates from the same first noise).
     """
-    from tqdm import tqdm
-
     from .conditioning import agreement
 
     folder, settings = run.stage("samples"), run.profile.sampling
@@ -151,12 +220,7 @@ def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:
     seconds = {}
     for kind, count in (("ddim", len(rows)), ("ddpm", settings.ddpm_samples)):
         part = rows.head(count)
-        with tqdm(desc=f"samples, {kind}", unit="step", disable=None if progress else True) as bar:
-
-            def seen(step: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(step - bar.n)
-
+        with progress_bar(f"samples, {kind}", progress) as seen:
             start = time.perf_counter()
             volumes = sample(
                 pipeline, part, list(range(len(part))), kind, settings.steps, settings.eta, run.seed, seen

@@ -10,7 +10,7 @@ import pytest
 from test_sampling import rows
 from test_training import blob_run
 
-from brainldm_core import samples, sampling, training
+from brainldm_core import cli, samples, sampling, training
 from brainldm_core.errors import BrainLDMError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,6 +49,7 @@ def test_a_folder_of_samples_says_what_it_is(drawn, tmp_path):
     assert set(sidecar["MeasuredVolumes"]) == {f"measured_{name}" for name in samples.MEASURED}
     written = pd.read_csv(out / "participants.tsv", sep="\t")
     assert written["participant_id"].tolist() == ["sub-000001", "sub-000002", "sub-000003"]
+    assert set(json.loads((out / "participants.json").read_text())) == set(written)
     assert (out / "montage.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "dataset_description.json").exists()
     assert [path.name for path in out.parent.iterdir()] == ["brains"]
@@ -59,6 +60,25 @@ def test_a_folder_that_holds_something_is_left_alone(drawn, tmp_path):
     with pytest.raises(BrainLDMError, match="exists already"):
         samples.write_samples(*drawn, tmp_path, **HOW)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_place_that_is_taken_is_told_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.setattr(sampling, "load_pipeline", lambda *_: pytest.fail("weights were loaded first"))
+    assert cli.main(["sample", "--age", "70", "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    samples.check_free(tmp_path / "new")
+    with pytest.raises(BrainLDMError, match="exists already"):
+        samples.check_free(tmp_path / "mine.txt")
+
+
+def test_the_bar_counts_and_an_empty_volume_measures_nothing(capsys):
+    with samples.progress_bar("drawing", show=False) as seen:
+        seen(3, 9)
+    assert capsys.readouterr().err == ""
+    none = samples.measure_all(np.zeros((1, 16, 20, 16), np.float32), np.diag([10.0, 10, 10, 1]))
+    assert (none == 0).all(axis=None) and len(none) == 1
+    assert list(samples.measure_all(np.zeros((0, 16, 20, 16)), np.eye(4))) == list(none)
 
 
 def test_a_full_disk_leaves_nothing_half_written(drawn, tmp_path, monkeypatch):
