@@ -1,6 +1,6 @@
 """A public set of synthetic brains in BIDS, as the paper's 100,000 (section 4): sharded, resumable, verified.
 
-``draw_requests``, then ``release_shard`` for each shard, ``finish_release`` and ``verify_release`` (in ``release_check``).
+``draw_requests``, ``release_shard`` for each shard, ``finish_release``, then ``verify_release`` of ``release_check``.
 
 ``OUT/rawdata/`` is the BIDS folder; ``OUT/SHA256SUMS`` names every file in it and ``OUT/record.json`` says what it was
 made from. Until it is finished, ``OUT/plan.json`` and ``OUT/batches/`` hold what is to be done and what is done. What
