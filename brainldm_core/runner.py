@@ -14,7 +14,8 @@ What a notebook must have (``notebooks/NN_slug.py``, py:percent, is the file tha
        finish_notebook(run, "01_data", {"ventricles, held-out": {"value": 0.93, "unit": "r", "n": 64}})
 
    ``run`` is ``records.open_run(profile, cohort, seed, runs)``. A result is a number, or a mapping with ``value`` and
-   any of ``unit``, ``n``, ``low``, ``high``, ``expected`` and ``note``. They land in ``<run>/results/<name>.json``.
+   any of ``unit``, ``n``, ``low``, ``high``, ``expected``, ``floor`` (what real volumes against real ones have),
+   ``extractor`` (of features) and ``note``. They land in ``<run>/results/<name>.json``.
 
 Anything unknown, ill-typed or missing is an error before the kernel starts. A notebook counts as run when papermill
 reports no error *and* its last cell has left a note with this call's nonce: a saved notebook alone proves nothing.
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 NONCE = "BRAINLDM_NOTEBOOK_NONCE"
-RESULT_FIELDS = ("value", "unit", "n", "low", "high", "expected", "note")
+RESULT_FIELDS = ("value", "unit", "n", "low", "high", "expected", "floor", "extractor", "note")
 
 
 class NotebookError(RuntimeError):

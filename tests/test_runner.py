@@ -144,6 +144,9 @@ def test_by_hand_the_last_cell_writes_results_only(tmp_path, monkeypatch):
     run = open_run("smoke", "atlas", 0, tmp_path)
     runner.finish_notebook(run, "00_page", {"size": {"value": 2, "n": 7}})
     assert json.loads((run.stage("results") / "00_page.json").read_text())["results"] == {"size": {"value": 2, "n": 7}}
+    row = {"value": 0.1, "floor": 0.02, "extractor": "offline-1", "low": 0.0, "high": 0.2}
+    runner.finish_notebook(run, "00_page", {"fid": row})
+    assert json.loads((run.stage("results") / "00_page.json").read_text())["results"] == {"fid": row}
     assert not run.stage("notebooks").exists()
     with pytest.raises(BrainLDMError, match="result 'size'"):
         runner.finish_notebook(run, "00_page", {"size": {"value": 2, "colour": "red"}})
