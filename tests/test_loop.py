@@ -93,3 +93,67 @@ def test_every_epoch_visits_every_row_once():
     rows = torch.cat([loop.draw_rows(12, 4, 0, step) for step in range(6)])
     assert sorted(rows[:12].tolist()) == sorted(rows[12:].tolist()) == list(range(12))
     assert rows[:12].tolist() != rows[12:].tolist()
+
+
+class Clock:
+    """Time that passes by one second a step, and stands still while the program is not running."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def train_for(folder, clock, budget, interrupt_at=None, steps=1000):
+    torch.manual_seed(0)
+    network = torch.nn.Linear(1, 1)
+    optimiser = torch.optim.AdamW(network.parameters(), PLAN.learning_rate)
+    plan, rates = PLAN.model_copy(update={"steps": steps}), []
+
+    def step(index, generator):
+        if index == interrupt_at:
+            raise KeyboardInterrupt
+        rates.append(optimiser.param_groups[0]["lr"])
+        clock.now += 1
+        loss = ((network(DATA) - torch.randn(DATA.shape, generator=generator)) ** 2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return {"loss": loss}
+
+    fitted = loop.fit(
+        folder, {}, {"net": network}, {"net": optimiser}, "net", step, plan, 0, progress=False, budget=budget
+    )
+    return fitted, rates
+
+
+def test_a_budget_of_seconds_ends_training_and_lowers_the_rate_by_its_share(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    fitted, rates = train_for(tmp_path, clock, budget=12.0)
+    assert fitted.steps == 12 and fitted.seconds == 12 and len(losses(tmp_path)) == 12
+    plan = PLAN.model_copy(update={"steps": 1000})
+    assert rates == [loop.learning_rate(plan, PLAN.learning_rate, index, index / 12) for index in range(12)]
+    assert rates[6] > rates[-1] > PLAN.learning_rate * PLAN.final_learning_rate_fraction
+
+
+def test_steps_cap_a_budget(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    assert train_for(tmp_path, clock, budget=1000.0, steps=7)[0].steps == 7
+
+
+def test_seconds_before_a_kill_count_and_a_spent_budget_buys_nothing(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    whole, _ = train_for(tmp_path / "whole", clock, budget=12.0)
+    with pytest.raises(KeyboardInterrupt):
+        train_for(tmp_path / "parts", clock, budget=12.0, interrupt_at=8)
+    clock.now += 1e6  # a week away costs nothing
+    resumed, rates = train_for(tmp_path / "parts", clock, budget=12.0)
+    assert resumed.earlier_seconds == 8 and len(rates) == 4
+    assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
+    again, rates = train_for(tmp_path / "parts", clock, budget=12.0)  # killed before its record was written
+    assert rates == [] and again.steps == 12
+    assert all(torch.equal(value, again.weights[name]) for name, value in whole.weights.items())

@@ -88,3 +88,50 @@ def test_a_file_that_is_not_ours_says_so(tmp_path, content):
 def test_missing_checkpoint_says_so(tmp_path):
     with pytest.raises(BrainLDMError, match="no such checkpoint"):
         networks.load_checkpoint(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_baselines_and_brain_age_fit_every_grid(name):
+    profile = load_profile(name)
+    with torch.device("meta"):
+        size = profile.baselines.latent_size
+        volumes = networks.build_gan_generator(profile)(torch.empty(2, size))
+        levels = networks.build_gan_discriminator(profile)(volumes)
+        codes = networks.build_gan_encoder(profile)(volumes)
+        ages = networks.build_brain_age(profile)(volumes)
+    assert volumes.shape == (2, 1, *profile.grid.shape)
+    assert codes.shape == (2, 2 * size) and ages.shape == (2, 1)
+    factor = 2 ** len(profile.baselines.discriminator_channels)
+    assert levels[-1].shape == (2, 1, *(side // factor for side in profile.grid.shape))
+    assert [level.shape[1] for level in levels] == [*profile.baselines.discriminator_channels, 1]
+
+
+def test_generator_of_the_paper_grows_from_the_grid_the_paper_names():
+    paper = load_profile("paper")
+    assert [side // paper.baselines.factor for side in paper.grid.shape] == [5, 7, 5]
+    with torch.device("meta"):
+        generator = networks.build_gan_generator(paper)
+    assert tuple(generator[1].unflattened_size)[1:] == (5, 7, 5)
+    assert sum(isinstance(block, torch.nn.Sequential) for block in generator) == 5
+
+
+def test_doubling_starts_as_nearest_neighbour_and_a_kernel_of_three():
+    torch.manual_seed(0)
+    layer = networks.doubling(2, 3)
+    # A kernel of 4 is a kernel of 3 spread by a box of 2; the corner gives the kernel back, entry by entry.
+    wide, kernel = layer.weight.detach(), torch.zeros(2, 3, 3, 3, 3)
+    for d, h, w in torch.cartesian_prod(*[torch.arange(3)] * 3).tolist():
+        covered = kernel[:, :, max(0, d - 1) : d + 1, max(0, h - 1) : h + 1, max(0, w - 1) : w + 1].sum(dim=(2, 3, 4))
+        kernel[:, :, d, h, w] = wide[:, :, d, h, w] - covered
+    values = torch.randn(1, 2, 4, 5, 4)
+    near = values.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    expected = torch.nn.functional.conv3d(near, kernel.flip(2, 3, 4).transpose(0, 1), layer.bias, padding=1)
+    assert torch.allclose(layer(values), expected, atol=1e-4)
+
+
+def test_brain_age_network_is_that_of_cole():
+    network = networks.build_brain_age(load_profile("paper"))
+    kinds = [type(part).__name__ for part in network[0]]
+    assert kinds == ["Conv3d", "ReLU", "Conv3d", "BatchNorm3d", "ReLU", "MaxPool3d"]
+    assert [block[0].out_channels for block in network[:5]] == [8, 16, 32, 64, 128]
+    assert network[-1].in_features == 128 * 5 * 7 * 5
