@@ -107,12 +107,12 @@ def _aged(cohort, split: str) -> tuple[np.ndarray, torch.Tensor]:
 def _predict(network: torch.nn.Module, volumes: torch.Tensor, batch: int) -> np.ndarray:
     """Outputs (N,) for volumes (N, 1, D, H, W), in a fixed, padded batch."""
     device = next(network.parameters()).device
-    outputs = []
+    outputs = [np.empty(0)]
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16"):
-        for part in volumes.split(batch):
+        for part in volumes.split(batch) if len(volumes) else ():
             padded = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1, -1)])
             outputs.append(network(padded.to(device))[: len(part), 0].double().cpu().numpy())
-    return np.concatenate(outputs) if outputs else np.empty(0)
+    return np.concatenate(outputs)
 
 
 def translated(batch: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
