@@ -1,0 +1,165 @@
+"""The rows of table 1 of the paper: how near each system's volumes are to real ones, and how varied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import BrainLDMError
+from .features import Extractor, extract
+from .metrics import (
+    PairMean,
+    four_g_r_ssim,
+    frechet_distance,
+    kernel_distance,
+    ms_ssim,
+    ms_ssim_scales,
+    pair_mean,
+    prdc,
+)
+
+REAL = "real"
+PAPER_GRID = (160, 224, 160)
+ENOUGH = 256  # pairs below which no equivalence is claimed
+
+
+def distribution_rows(
+    real: np.ndarray,
+    other_real: np.ndarray,
+    systems: Mapping[str, np.ndarray],
+    extractor: Extractor,
+    own_n: Collection[str] = (),
+    pairs: int = 1000,
+    k: int = 5,
+    draws: int = 200,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """A row a system, the real one first: FID, KID, MS-SSIM, 4-G-R-SSIM, precision and its kin (table 1).
+
+    Null and ceiling rows (reconstructions, a Gaussian fitted to the latents, nearest neighbours) are systems too.
+    FID depends on how many volumes there are. All rows therefore have the same n, that of the smallest set, and each
+    takes its first n volumes; a system named in ``own_n`` keeps its own number, and is judged by its own ``fid_floor``:
+    the FID of as many real volumes against the same reference.
+
+    Args:
+        real: the reference of every row, (N, D, H, W) float32 in [0, 1].
+        other_real: real volumes of other people; the row "real" and the floors.
+        own_n: systems too small to set the common n.
+        pairs: of MS-SSIM and 4-G-R-SSIM, at most.
+        k: neighbours of precision and its kin; fewer where n is not above it.
+        draws: halvings for the intervals of FID and KID.
+
+    Raises:
+        BrainLDMError: volumes on different grids or not in [0, 1], fewer than two of any, or names that do not fit.
+    """
+    if REAL in systems or not set(own_n) <= set(systems):
+        raise BrainLDMError(f"systems {list(systems)}, own_n {list(own_n)}: own_n must name systems, none is {REAL!r}")
+    sets = {REAL: np.asarray(other_real), **{name: np.asarray(volumes) for name, volumes in systems.items()}}
+    for name, volumes in {"reference": np.asarray(real), **sets}.items():
+        if volumes.ndim != 4 or volumes.shape[1:] != np.shape(real)[1:] or len(volumes) < 2:
+            raise BrainLDMError(f"{name}: volumes {volumes.shape}; at least 2 on the reference's grid are needed")
+    common = min(len(volumes) for name, volumes in sets.items() if name not in own_n)
+    numbers = {name: min(len(sets[REAL]), len(sets[name])) if name in own_n else common for name in sets}
+    reference = extract(extractor, real)
+    others = extract(extractor, sets[REAL][: max(numbers.values())])
+    rows = []
+    for name, n in numbers.items():
+        volumes = sets[name][:n]
+        found = others[:n] if name == REAL else extract(extractor, volumes)
+        rows.append(
+            {"model": name, "n": n, "n_reference": len(reference)}
+            | _distance("fid", frechet_distance, reference, found, draws, seed)
+            | {"fid_floor": frechet_distance(reference, others[:n])}
+            | _distance("kid", kernel_distance, reference, found, draws, seed)
+            | _pairs(torch.from_numpy(np.ascontiguousarray(volumes, np.float32))[:, None], pairs, seed)
+            | _neighbours(reference, found, k)
+            | {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "note": fid_note(extractor, real)}
+        )
+    return rows
+
+
+def fid_note(extractor: Extractor, volumes: np.ndarray) -> str:
+    """The extractor's words, and a warning where the grid (N, D, H, W) is not the paper's."""
+    shape = tuple(np.shape(volumes)[-3:])
+    if extractor.comparable and shape != PAPER_GRID:
+        return f"{extractor.note}, on {'x'.join(map(str, shape))} voxels: not comparable with the paper's FID"
+    return extractor.note
+
+
+def _distance(
+    name: str, metric: Callable[..., float], reference: np.ndarray, found: np.ndarray, draws: int, seed: int
+) -> dict[str, float | None]:
+    """A distance with its 95 % interval from random halves of both sets, drawn without replacement.
+
+    The spread of a mean over halves equals that of the mean over other samples of full size, so the quantiles of
+    halves, about their own mean, are laid around the value of all. A bootstrap would repeat volumes and shift FID.
+    """
+    value = metric(reference, found)
+    if min(len(reference), len(found)) < 4:  # a half of one volume has no covariance
+        return {name: value, f"{name}_low": None, f"{name}_high": None}
+    rng = np.random.default_rng(seed)
+
+    def half(features: np.ndarray) -> np.ndarray:
+        return features[rng.permutation(len(features))[: len(features) // 2]]
+
+    halves = np.array([metric(half(reference), half(found)) for _ in range(draws)])
+    low, high = value + np.quantile(halves - halves.mean(), [0.025, 0.975])
+    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _pairs(volumes: torch.Tensor, pairs: int, seed: int) -> dict[str, Any]:
+    similar = {"ms_ssim": pair_mean(ms_ssim, volumes, pairs, seed)}
+    similar["four_g_r_ssim"] = pair_mean(four_g_r_ssim, volumes, pairs, seed)
+    row: dict[str, Any] = {"pairs": similar["ms_ssim"].pairs, "ms_ssim_scales": ms_ssim_scales(volumes.shape[2:])}
+    for name, mean in similar.items():
+        row |= {name: mean.value, f"{name}_low": _finite(mean, "low"), f"{name}_high": _finite(mean, "high")}
+    return row
+
+
+def _finite(mean: PairMean, end: str) -> float | None:
+    value = getattr(mean, end)
+    return value if np.isfinite(value) else None
+
+
+def _neighbours(reference: np.ndarray, found: np.ndarray, k: int) -> dict[str, float]:
+    k = min(k, len(reference) - 1, len(found) - 1)
+    return {"k": k, **prdc(reference, found, k)}
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Mean of ``n`` paired differences with its 95 % interval, and the margin set beforehand, in the same unit."""
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    margin: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether "as good as" is shown: at least 256 pairs and the whole interval inside the margin."""
+        return self.n >= ENOUGH and -self.margin < self.low and self.high < self.margin
+
+
+def equivalence(differences: np.ndarray, margin: float) -> Equivalence:
+    """Test of equivalence of two systems from paired differences (N,), one a subject: interval inside the margin.
+
+    Raises:
+        BrainLDMError: fewer than two differences, one that is not finite, or a margin that is not above zero.
+    """
+    from scipy.stats import t as student
+
+    differences = np.asarray(differences, float)
+    if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all() or not margin > 0:
+        raise BrainLDMError(
+            f"{differences.shape} differences, margin {margin}: at least 2 finite differences in one column and "
+            "a margin above 0 are needed"
+        )
+    n, mean = len(differences), float(differences.mean())
+    half = float(student.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    return Equivalence(n, mean, mean - half, mean + half, float(margin))
