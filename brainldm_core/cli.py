@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("samples", "draw the run's evaluation samples and measure them", commands.run_samples)
 
+    add("miniature", "make the run's own small release in BIDS, and verify it", commands.run_miniature)
+
     sample = add("sample", "draw brains with the covariates that you ask for", commands.run_sample, run=False)
     sample.add_argument("--age", metavar="YEARS")
     sample.add_argument("--sex", choices=["F", "M"])
@@ -57,6 +59,19 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, help="steps of ddim; default: the profile's")
     sample.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
     sample.add_argument("--out", type=Path, default=Path("brains"), metavar="DIR", help="default brains")
+
+    release = add("release", "draw a shard of a public set of brains in BIDS", commands.run_release, run=False)
+    release.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
+    release.add_argument("--n", type=int, help="volumes of the whole set, the same for every shard")
+    release.add_argument("--shard", type=int, default=0, help="which part to draw, from 0 (default 0)")
+    release.add_argument("--shards", type=int, default=1, help="how many parts (default 1)")
+    release.add_argument("--steps", type=int, help="steps of ddim; default: the profile's for releases")
+    release.add_argument("--seed", type=int, help="of requests and noise; default: that of the training")
+    release.add_argument("--finish", action="store_true", help="draw nothing; write the tables of what is drawn")
+    release.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verify = add("verify", "read a released set again and list what is wrong", commands.run_verify, run=False)
+    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.add_argument("--remeasure", type=int, metavar="N", help="measure only N volumes again (default all)")
 
     run = add("run", "run a notebook, or bring everything of a run up to date (all)", commands.run_run)
     run.add_argument("notebook", help="all, or a notebook: 01, 01_data, notebooks/01_data.py")

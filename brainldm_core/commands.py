@@ -100,6 +100,31 @@ def run_samples(args: argparse.Namespace) -> None:
     _stage(run, "samples", lambda: sample_stage(run))
 
 
+def run_miniature(args: argparse.Namespace) -> None:
+    """Draw, finish and verify the release of a run."""
+    from .release_run import release_stage
+
+    run = _open(args)
+    _stage(run, "release", lambda: release_stage(run))
+
+
+def run_release(args: argparse.Namespace) -> None:
+    """Draw a shard of a set, or finish the set."""
+    from .release_run import draw_release
+
+    part = {"count": args.n, "shard": args.shard, "shards": args.shards, "steps": args.steps, "seed": args.seed}
+    print(draw_release(args.out, args.weights, finish=args.finish, **part))
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """List the problems of a released set; 1 if there are any."""
+    from .release_run import find_release, verify_release
+
+    problems = verify_release(find_release(args.folder), args.remeasure)
+    print("\n".join(problems) or f"{args.folder}: nothing is wrong")
+    return int(bool(problems))
+
+
 def run_sample(args: argparse.Namespace) -> None:
     """Draw brains from trained weights."""
     from .covariates import parse_quantity

@@ -26,6 +26,7 @@ STAGE_WORDS = {
     "autoencoder": "training the autoencoder",
     "diffusion": "training the diffusion model",
     "samples": "drawing and measuring samples",
+    "release": "drawing and verifying the release",
 }
 
 

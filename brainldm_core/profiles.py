@@ -1,8 +1,7 @@
 """Profiles: every size, step count and learning rate of a run, read from YAML.
 
-A profile changes sizes and settings, never code paths. Four ship with the package: ``smoke`` (a few
-steps, for tests), ``tiny`` (minutes on two CPU cores), ``demo`` (2 mm, one GPU) and ``paper`` (1 mm,
-the networks of Pinaya et al. 2022).
+A profile changes sizes and settings, never code paths. Four ship: ``smoke`` (a few steps, for tests), ``tiny`` (two
+CPU cores), ``demo`` (2 mm, one GPU) and ``paper`` (1 mm, the networks of Pinaya et al. 2022).
 """
 
 from __future__ import annotations
@@ -168,6 +167,14 @@ class Sampling(_Settings):
     ddpm_samples: PositiveInt
 
 
+class Release(_Settings):
+    """The run's set of synthetic brains (section 4 of the paper): volumes, steps of DDIM, parts drawn one by one."""
+
+    volumes: PositiveInt
+    steps: PositiveInt
+    shards: PositiveInt
+
+
 class Expectation(_Settings):
     """A number that a run of this profile should give, and where that number comes from."""
 
@@ -186,8 +193,9 @@ class Profile(_Settings):
     autoencoder: Autoencoder
     diffusion: Diffusion
     sampling: Sampling
-    baselines: Baselines | None = None  # None: a checkpoint older than these two sections
+    baselines: Baselines | None = None  # None: a checkpoint older than these sections
     brain_age: BrainAge | None = None
+    release: Release | None = None
     expected: dict[str, Expectation] = {}
 
     @model_validator(mode="after")

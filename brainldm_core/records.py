@@ -27,7 +27,10 @@ from . import __version__
 from .errors import BrainLDMError
 from .profiles import Profile, load_profile
 
-STAGES = ("cohort", "autoencoder", "diffusion", "baselines", "brain_age", "samples", "results", "notebooks", "book")
+STAGES = (
+    *("cohort", "autoencoder", "diffusion", "baselines", "brain_age", "samples", "release"),
+    *("results", "notebooks", "book"),
+)
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ from .dataset import save_volume
 from .errors import BrainLDMError
 from .manifests import publishable
 from .records import Record, read_json, read_record, settings_hash, sha256, write_json, write_text
-from .release_check import RAW, SUMS, TABLES, files_of, plain_rows
+from .release_check import MADE_BY, RAW, SUMS, TABLES, files_of, plain_rows
 from .release_check import verify_release as verify_release
 from .samples import (
     measure_all,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LICENCE = "CC-BY-4.0"
+TRAINING_ROWS = "whole rows of the training cohort, drawn with replacement"
 _README = """{title}
 {line}
 
@@ -51,9 +52,8 @@ _README = """{title}
 arXiv 2209.07162) with brainldm. They are synthetic: no volume is a scan, and none is fit for clinical use.
 
 Volumes: sub-NNNNNN/anat/sub-NNNNNN_T1w.nii.gz, {shape} voxels, in MNI space (RAS), intensities from 0 to 1 in
-255 steps. T1w.json holds for all of them. Table: participants.tsv, columns explained in participants.json; covariates
-were requested jointly, each row as one person of the training cohort has them; columns measured_* were measured in
-the volume.
+255 steps. T1w.json holds for all of them. Table: participants.tsv, columns explained in participants.json. Covariates
+were requested jointly: {origin}. Columns measured_* were measured in the volume.
 
 Trained on: {cohort}. {terms}
 Check the files with: sha256sum -c SHA256SUMS (in the folder above this one).
@@ -86,11 +86,12 @@ def release_shard(
     steps: int = 50,
     seed: int = 0,
     progress: bool = True,
+    origin: str = TRAINING_ROWS,
 ) -> int:
     """Draw one of ``shards`` parts of a release into ``out``; return how many volumes were drawn now.
 
     Done batches are kept, so a killed shard goes on where it was. Shards may run side by side, and a restart may have
-    another number of them. Row i of ``requests`` becomes sample i + 1.
+    another number of them. Row i of ``requests`` becomes sample i + 1; ``origin``: where rows come from.
 
     Raises:
         BrainLDMError: no such shard, or ``out`` holds another release.
@@ -98,7 +99,7 @@ def release_shard(
     if not 0 <= shard < shards:
         raise BrainLDMError(f"shard {shard} of {shards}: choose 0 to {shards - 1}")
     out, size = Path(out), pipeline.profile.sampling.batch_size
-    if _begin(out, _plan(pipeline, requests, sampler, steps, seed)):
+    if _begin(out, release_plan(pipeline, requests, sampler, steps, seed, origin)):
         return 0
     todo = [
         batch
@@ -118,9 +119,13 @@ def _part(seen: Callable[[int, int], None], place: int, parts: int) -> Callable[
     return lambda done, total: seen(place * total + done, parts * total)
 
 
-def _plan(pipeline: Pipeline, requests: pd.DataFrame, sampler: str, steps: int, seed: int) -> dict[str, Any]:
+def release_plan(
+    pipeline: Pipeline, requests: pd.DataFrame, sampler: str, steps: int, seed: int, origin: str = TRAINING_ROWS
+) -> dict[str, Any]:
+    """All that decides the bytes of a release, JSON-able."""
     return {
         "count": len(requests),
+        "origin": origin,
         "requests_sha256": settings_hash(plain_rows(requests)),
         "cohort": pipeline.training.get("cohort", MISSING),
         "shape": list(pipeline.profile.grid.shape),
@@ -129,16 +134,30 @@ def _plan(pipeline: Pipeline, requests: pd.DataFrame, sampler: str, steps: int, 
     }
 
 
+def begun_plan(out: Path) -> dict[str, Any] | None:
+    """The plan of a release that is begun or finished; None where there is none."""
+    if (done := read_record(out)) is not None:
+        return done["settings"]
+    return read_json(out / "plan.json") if (out / "plan.json").exists() else None
+
+
+def missing_batches(out: Path) -> int:
+    """How many batches of a begun release are still to be drawn; 0 for a finished one."""
+    if read_record(out) is not None:
+        return 0
+    plan = read_json(out / "plan.json")
+    return sum(not _marker(out, batch).exists() for batch in range(-(-plan["count"] // plan["sidecar"]["BatchSize"])))
+
+
 def _begin(out: Path, plan: dict[str, Any]) -> bool:
     """Write the plan, or check that it is the same; whether the release is finished already."""
-    done = read_record(out)
-    begun = done["settings"] if done else read_json(out / "plan.json") if (out / "plan.json").exists() else None
+    begun = begun_plan(out)
     if begun is None:
         write_json(out / "plan.json", plan)
     elif begun != plan:
         other = next((key for key in plan if begun.get(key) != plan[key]), "settings")
         raise BrainLDMError(f"{out}: holds another release (its {other} differs); give another --out, or delete it")
-    return done is not None
+    return read_record(out) is not None
 
 
 def _marker(out: Path, batch: int) -> Path:
@@ -177,7 +196,7 @@ def finish_release(out: Path, title: str = "Synthetic brains", licence: str = LI
     if (done := read_record(out)) is not None:
         return done
     plan = read_json(out / "plan.json")
-    record = Record(out, "brainldm release", plan, plan["sidecar"]["CheckpointSHA256"], plan["sidecar"]["Seed"])
+    record = Record(out, MADE_BY, plan, plan["sidecar"]["CheckpointSHA256"], plan["sidecar"]["Seed"])
     size = plan["sidecar"]["BatchSize"]
     markers = [_marker(out, batch) for batch in range(-(-plan["count"] // size))]
     again = "run all shards again: what is done is kept"
@@ -202,11 +221,12 @@ def finish_release(out: Path, title: str = "Synthetic brains", licence: str = LI
     allowed, reason = publishable(plan["cohort"])
     terms = f"Licence: {licence}." if allowed else f"Not to be given away: {reason}."
     table = pd.DataFrame([entry["row"] for content in contents for entry in content["volumes"]])
-    write_participants(raw, table, title, License=licence if allowed else terms)
+    facts = {"Synthetic": True, "Requests": plan["origin"]}
+    write_participants(raw, table, title, License=licence if allowed else terms, BrainLDM=facts)
     write_json(raw / "T1w.json", plan["sidecar"])
     shape, cohort = " x ".join(map(str, plan["shape"])), reason if allowed else plan["cohort"]
     facts = {"title": title, "line": "=" * len(title), "count": plan["count"], "shape": shape, "cohort": cohort}
-    write_text(raw / "README", _README.format(**facts, terms=terms))
+    write_text(raw / "README", _README.format(**facts, terms=terms, origin=plan["origin"]))
     sums |= {f"{RAW}/{name}": sha256(raw / name) for name in TABLES}
     write_text(out / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     record.earlier_seconds = sum(content["seconds"] for content in contents)

@@ -19,7 +19,7 @@ from .samples import measure_all, participant, volume_name
 if TYPE_CHECKING:
     import pandas as pd
 
-RAW, SUMS = "rawdata", "SHA256SUMS"
+RAW, SUMS, MADE_BY = "rawdata", "SHA256SUMS", "brainldm release"
 TABLES = ("README", "T1w.json", "dataset_description.json", "participants.json", "participants.tsv")
 
 
@@ -39,6 +39,11 @@ def files_of(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in (out / RAW).rglob("*") if not path.is_dir()}
 
 
+def is_release(out: Path) -> bool:
+    """Whether a finished release lies there."""
+    return (read_record(out) or {}).get("made_by") == MADE_BY
+
+
 def verify_release(out: Path, remeasure: int | None = None) -> list[str]:
     """Read every file of a finished release again; return what is wrong, nothing if all is well.
 
@@ -47,9 +52,9 @@ def verify_release(out: Path, remeasure: int | None = None) -> list[str]:
     ``remeasure`` evenly spread ones.
     """
     out = Path(out)
-    record = read_record(out)
-    if record is None:
+    if not is_release(out):
         return [f"{out}: is not a finished release; run its shards and finish it"]
+    record = read_record(out)
     plan, problems = record["settings"], []
     if not (out / SUMS).is_file() or sha256(out / SUMS) != record["outputs"][SUMS]:
         problems.append(f"{out / SUMS}: is missing or was changed")
