@@ -108,6 +108,7 @@ def _distance(
 
     halves = np.array([metric(half(reference), half(found)) for _ in range(draws)])
     low, high = value + np.quantile(halves - halves.mean(), [0.025, 0.975])
+    low = max(low, 0.0) if metric is frechet_distance else low  # the kernel's estimate may be below zero
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 

@@ -209,6 +209,7 @@ def extract(extractor: Extractor, volumes: np.ndarray | torch.Tensor, batch: int
         raise BrainLDMError("volumes: intensities must be floating point numbers in [0, 1]; scale them first")
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     batch = max(1, min(batch, BATCH_VOXELS // volumes[0].numel()))
-    with torch.no_grad():
+    # Convolutions of reduced precision would make an accelerator's features differ from a processor's.
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = [extractor.function(part.to(device, torch.float32)).cpu() for part in volumes.split(batch)]
     return torch.cat(found).numpy()
