@@ -12,7 +12,7 @@ import pytest
 
 from brainldm_core import cli
 
-COMMANDS = ("doctor", "prepare", "train", "samples", "sample", "run", "book", "publish", "sync")
+COMMANDS = ("doctor", "prepare", "train", "samples", "miniature", "sample", "release", "verify", "run", "book", "publish", "sync")
 
 
 def call(capsys, *words) -> tuple[int, str, str]:

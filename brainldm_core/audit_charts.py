@@ -1,0 +1,75 @@
+"""Charts of the chapters on the released set and beyond the paper. Every function returns a matplotlib ``Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .figures import COLOURS, canvas
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def distance_ratios(panels: Mapping[str, tuple[Mapping[str, np.ndarray], float]]) -> Figure:
+    """Histograms of nearest training over nearest held-out distance: space -> (kind -> ratios, threshold)."""
+    with canvas(1, len(panels), (3.7 * len(panels), 2.6), sharey=True) as (figure, axes):
+        for axis, (space, (kinds, threshold)) in zip(axes[0], panels.items(), strict=True):
+            clipped = {kind: np.clip(ratios, 0, 2) for kind, ratios in kinds.items()}
+            top = max(1.2, *(float(values.max()) for values in clipped.values()))
+            for colour, (kind, values) in zip(COLOURS, clipped.items(), strict=False):
+                weights = np.full(len(values), 1 / len(values))
+                edges = np.linspace(0, top * 1.001, 31)
+                style = {"histtype": "step", "linewidth": 1.4, "color": colour}
+                axis.hist(values, edges, weights=weights, label=f"{kind} (n = {len(values)})", **style)
+            axis.axvline(1, color="0.55", linestyle="--", linewidth=1)
+            if threshold > 0:
+                axis.axvline(threshold, color="0.2", linestyle=":", linewidth=1.2, label="threshold of a copy")
+            axis.set_title(space)
+            axis.set_xlabel("nearest training / nearest held-out distance")
+            axis.legend(fontsize=6.5)
+        axes[0, 0].set_ylabel("share of volumes")
+    return figure
+
+
+def spectra(frequencies: np.ndarray, kinds: Mapping[str, np.ndarray]) -> Figure:
+    """Radially averaged power (kind -> (N, K)) by frequency in cycles/mm: medians with the middle 80 %, and ratios.
+
+    The first kind is what the others are divided by on the right.
+    """
+    styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+    with canvas(1, 2, (7.5, 2.8)) as (figure, axes):
+        left, right = axes[0]
+        reference = np.median(next(iter(kinds.values())), axis=0)
+        for colour, style, (kind, power) in zip(COLOURS, styles, kinds.items(), strict=False):
+            low, middle, high = np.quantile(power, [0.1, 0.5, 0.9], axis=0)
+            left.plot(frequencies, middle, linestyle=style, color=colour, label=kind)
+            left.fill_between(frequencies, low, high, color=colour, alpha=0.12, linewidth=0)
+            right.plot(frequencies, middle / reference, linestyle=style, color=colour, label=kind)
+        left.set_yscale("log")
+        left.set_ylabel("power (grey values squared)")
+        left.legend(fontsize=7)
+        right.set_yscale("log")
+        right.set_ylabel(f"power relative to {next(iter(kinds))}")
+        for axis in (left, right):
+            axis.set_xlabel("spatial frequency (cycles/mm)")
+    return figure
+
+
+def effects(table: pd.DataFrame, rate: float = 0.05) -> Figure:
+    """Cohen's d with its interval, a row of ``differences.compare_sets`` each; filled where q is below ``rate``."""
+    with canvas(1, 1, (6.4, 0.27 * len(table) + 0.9)) as (figure, axes):
+        axis = axes[0, 0]
+        for place, row in enumerate(table.itertuples()):
+            differs = row.q < rate
+            colour = COLOURS[1] if differs else COLOURS[0]
+            axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
+            axis.plot(row.d, place, "o", color=colour, markerfacecolor=colour if differs else "white", markersize=5)
+        axis.axvline(0, color="0.55", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(table)), list(table.index))
+        axis.set_ylim(len(table) - 0.5, -0.5)
+        axis.set_xlabel("samples less real, in standard deviations (Cohen's d, 95 % interval)")
+    return figure
