@@ -70,7 +70,8 @@ def scatter_with_fit(panels: Mapping[str, tuple[np.ndarray, np.ndarray, str]], x
 
 def two_scatters(panels: Mapping[str, tuple[np.ndarray, np.ndarray, str]], x_title: str, y_title: str) -> Figure:
     """Panels (quantity with unit -> x, y, note) side by side, each on its own scale."""
-    with canvas(1, len(panels), (3.6 * len(panels), 3.4)) as (figure, axes):
+    side = 3.6 if len(panels) < 3 else 2.6
+    with canvas(1, len(panels), (side * len(panels), side - 0.2)) as (figure, axes):
         for axis, colour, (name, (x, y, note)) in zip(axes[0], COLOURS, panels.items(), strict=False):
             scatter(axis, np.asarray(x, float), np.asarray(y, float), f"{name}\n{note}", colour)
             axis.set_xlabel(x_title)
@@ -128,4 +129,44 @@ def schedule(signal: np.ndarray, noise: np.ndarray, others: Mapping[str, np.ndar
         right.legend(fontsize=8)
         for axis in (left, right):
             axis.set_xlabel("time step t")
+    return figure
+
+
+def heat_map(table: pd.DataFrame, error: pd.DataFrame, x_title: str, y_title: str) -> Figure:
+    """A matrix with its numbers, each with its standard error; red is positive, blue negative, a dash unknown."""
+    rows, columns = table.shape
+    with canvas(1, 1, (1.15 * columns + 2.0, 0.55 * rows + 1.1)) as (figure, axes):
+        axis = axes[0, 0]
+        picture = axis.imshow(table.to_numpy(float), cmap="RdBu_r", vmin=-1.5, vmax=1.5, aspect="auto")
+        for row in range(rows):
+            for column in range(columns):
+                value, spread = float(table.iat[row, column]), float(error.iat[row, column])
+                text = f"{round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "–"  # no minus before a zero
+                text += f" ± {spread:.2f}" if np.isfinite(spread) else ""
+                colour = "white" if abs(value) > 1.05 else "black"
+                axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.set_xticks(range(columns), list(table.columns))
+        axis.set_yticks(range(rows), list(table.index))
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_xlabel(x_title)
+        axis.set_ylabel(y_title)
+        figure.colorbar(picture, ax=axis, shrink=0.9, pad=0.02)
+    return figure
+
+
+def responses(panels: Mapping[str, tuple[np.ndarray, np.ndarray, tuple[float, float]]], y_title: str) -> Figure:
+    """Measured against requested values (axis title -> x, y, training range), the training range shaded."""
+    with canvas(1, len(panels), (3.6 * len(panels), 3.2)) as (figure, axes):
+        for axis, colour, (title, (x, y, (low, high))) in zip(axes[0], COLOURS, panels.items(), strict=False):
+            x, y = np.asarray(x, float), np.asarray(y, float)
+            axis.axvspan(low, high, color="0.92", zorder=0, label="training range")
+            known = np.isfinite(x) & np.isfinite(y)
+            if known.any():
+                ends = [x[known].min(), x[known].max()]
+                axis.plot(ends, ends, "--", color="0.55", linewidth=1, label="as asked")
+                axis.plot(x[known], y[known], "o-", color=colour, markersize=4, linewidth=1.2, label="measured")
+            axis.set_xlabel(title)
+            axis.legend(fontsize=7)
+        axes[0, 0].set_ylabel(y_title)
     return figure

@@ -157,6 +157,35 @@ def rows_of(
     return figure
 
 
+def panels(
+    rows: Mapping[str, tuple[np.ndarray, Sequence[str], Sequence[str]]],
+    plane: str = "axial",
+    position: float | None = None,
+) -> Figure:
+    """Rows of slices with words of their own: title -> (volumes (N, D, H, W), words above each, words under each)."""
+    count = max(len(volumes) for volumes, _, _ in rows.values())
+    tall, wide = slice_of(next(iter(rows.values()))[0][0], plane, position).shape
+    cell = WIDTH / max(count, 4 if len(rows) < 3 else 6)
+    words = [line for _, above, under in rows.values() for line in (*above, *under)]
+    extra = 0.32 + 0.16 * max(line.count("\n") for line in words)
+    with canvas(len(rows), count, (cell * count + 0.3, len(rows) * (cell * tall / wide + extra))) as (figure, axes):
+        for row, (title, (volumes, above, under)) in enumerate(rows.items()):
+            for column, axis in enumerate(axes[row]):
+                if column >= len(volumes):
+                    axis.axis("off")
+                    continue
+                _draw(
+                    axis,
+                    slice_of(volumes[column], plane, position),
+                    above[column],
+                    SIDES[plane] if row == column == 0 else None,
+                )
+                axis.set_xlabel(under[column], fontsize=7.5)
+            axes[row, 0].set_ylabel(title, fontsize=8)
+        figure.get_layout_engine().set(h_pad=0.1)  # inches, or the words of two rows touch
+    return figure
+
+
 def label_overlay(volume: np.ndarray, labels: Mapping[str, np.ndarray], names: Mapping[int, str]) -> Figure:
     """A volume (D, H, W) above label maps of the same shape (row title -> labels), in three planes, with a key."""
     from matplotlib.colors import BoundaryNorm, ListedColormap

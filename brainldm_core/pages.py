@@ -25,6 +25,7 @@ STAGE_WORDS = {
     "cohort": "making the cohort",
     "autoencoder": "training the autoencoder",
     "diffusion": "training the diffusion model",
+    "brain_age": "training the brain-age network",
     "samples": "drawing and measuring samples",
     "release": "drawing and verifying the release",
 }
@@ -172,6 +173,22 @@ def trained_autoencoder(run: Run) -> nn.Module:
     from .networks import load_network
 
     return load_network(run.stage("autoencoder") / "weights.safetensors", "autoencoder")[0]
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with its digits, or in words that there is none."""
+    return f"{round(value, digits) + 0.0:.{digits}f}" if value == value else "undefined"
+
+
+def panel_row(
+    volumes: np.ndarray, table: pd.DataFrame, pair: tuple[str, str], unit: str = "ml"
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """A row of ``figures.panels``: the volumes (N, D, H, W) of a table's rows, what was asked above, measured below."""
+    above, below = (
+        [f"{word} {value:.0f} {unit}" if value == value else "not asked" for value in table[column].astype(float)]
+        for word, column in zip(("asked", "measured"), pair, strict=True)
+    )
+    return volumes[table.index], above, below
 
 
 def samples(run: Run, kind: str) -> tuple[np.ndarray, pd.DataFrame]:

@@ -56,3 +56,21 @@ def test_four_losses_stand_in_two_rows():
     figure = charts.loss_curves(table, {name: name for name in "abcde"})
     assert figure.axes[0].get_gridspec().get_geometry() == (2, 3)
     assert [axis.axison for axis in figure.axes] == [True] * 5 + [False]
+
+
+def test_heat_map_writes_every_number_and_a_dash_for_none():
+    table = pd.DataFrame([[1.0, np.nan]], index=["knob"], columns=["a", "b"])
+    figure = charts.heat_map(table, table * 0.1, "measured", "moved")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00 ± 0.10", "–"]
+    assert figure.axes[0].images[0].get_clim() == (-1.5, 1.5)
+
+
+def test_responses_shade_the_training_range():
+    x = np.array([-1.0, 0.0, 2.0, np.nan])
+    figure = charts.responses({"asked (ml)": (x, x / 2, (0, 1))}, "measured")
+    shade = figure.axes[0].patches[0].get_extents().transformed(figure.axes[0].transData.inverted())
+    assert np.allclose([shade.x0, shade.x1], [0, 1])
+    identity, curve = figure.axes[0].lines
+    assert list(identity.get_xdata()) == list(identity.get_ydata()) == [-1, 2]
+    assert list(curve.get_ydata()) == [-0.5, 0, 1]
+    assert not charts.responses({"x": (x * np.nan, x, (0, 1))}, "y").axes[0].lines

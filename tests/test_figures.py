@@ -81,3 +81,13 @@ def test_in_mni_has_axes_in_millimetres():
     left, right = figure.axes[0].get_xlim()
     assert left > 0 > right  # the person's right, x > 0, at the left
     assert left - right == pytest.approx(grid.shape[0] * grid.spacing_mm)
+
+
+def test_panels_have_words_of_their_own_above_and_below(volume):
+    stack = np.stack([volume] * 2)
+    figure = figures.panels({"a": (stack, ["1", "2"], ["x", "y"]), "b": (stack[:1], ["3"], ["z"])})
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in drawn] == ["1", "2", "3"]
+    assert [axis.get_xlabel() for axis in drawn] == ["x", "y", "z"]
+    assert [axis.get_ylabel() for axis in drawn] == ["a", "", "b"]
+    assert [text.get_text() for text in drawn[0].texts] == ["R", "L"] and not drawn[1].texts

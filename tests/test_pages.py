@@ -1,6 +1,7 @@
 """Sentences that pages print about themselves."""
 
 import numpy as np
+import pandas as pd
 
 from brainldm_core import pages
 from brainldm_core.profiles import Expectation, load_profile
@@ -64,3 +65,13 @@ def test_samples_are_read_back(tmp_path):
         run, {"ddim": "samples"}, "ventricular_volume_ml", "measured_lateral_ventricles_ml"
     )
     assert found["samples"].n == 1 and "no correlation" in panels["samples"][2]
+
+
+def test_numbers_and_panels_in_words():
+    assert (
+        pages.number(0.456) == "0.46" and pages.number(-0.001) == "0.00" and pages.number(float("nan")) == "undefined"
+    )
+    table = pd.DataFrame({"asked": [12.4, None], "found": [11.6, 0.0]}, index=[1, 0])
+    volumes, above, below = pages.panel_row(np.arange(2), table, ("asked", "found"))
+    assert volumes.tolist() == [1, 0] and above == ["asked 12 ml", "not asked"]
+    assert below == ["measured 12 ml", "measured 0 ml"]
