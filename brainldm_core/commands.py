@@ -87,9 +87,11 @@ def run_prepare(args: argparse.Namespace) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Train a network of a run."""
     from . import training
+    from .sweeps import ensure_brain_age
 
     run = _open(args)
-    _stage(run, args.network, lambda: getattr(training, f"train_{args.network}")(run))
+    train = ensure_brain_age if args.network == "brain_age" else getattr(training, f"train_{args.network}")
+    _stage(run, args.network, lambda: train(run))
 
 
 def run_samples(args: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "00_quickstart": (),  # draws from the weights that ship
     "01_data": ("cohort",),
     "02_autoencoder": ("cohort", "autoencoder"),
+    "05_conditioning": ("cohort", "autoencoder", "diffusion", "samples", "brain_age"),
+    "06_extrapolation": ("cohort", "autoencoder", "diffusion"),
     "09_synthetic_dataset": ("cohort", "autoencoder", "diffusion", "release"),
     "10_beyond_the_paper": ("cohort", "autoencoder", "diffusion", "samples", "release"),
 }

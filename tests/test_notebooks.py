@@ -62,6 +62,7 @@ MAKERS = {
     "cohort": "load_cohort(",
     "autoencoder": "train_autoencoder(",
     "diffusion": "train_diffusion(",
+    "brain_age": "age_reader(",
     "samples": "sample_stage(",
 }
 
