@@ -162,6 +162,9 @@ class Sampling(_Settings):
     sampler: Literal["ddpm", "ddim"] = "ddim"
     steps: PositiveInt = 50
     eta: float = Field(default=0.0, ge=0, le=1)
+    guidance_scale: float = Field(default=1.0, ge=0)  # 1: none
+    guided: tuple[Literal["sex", "age_years", "ventricular_volume_ml", "brain_volume_ml"], ...] = ()  # none: all four
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # shares of the schedule between which there is guidance
     batch_size: int = Field(gt=1)
     evaluation_samples: PositiveInt
     ddpm_samples: PositiveInt
@@ -197,6 +200,12 @@ class Profile(_Settings):
     brain_age: BrainAge | None = None
     release: Release | None = None
     expected: dict[str, Expectation] = {}
+
+    @model_validator(mode="after")
+    def _guidance_has_masks(self) -> Profile:
+        if self.sampling.guidance_scale != 1 and not self.diffusion.mask_channels:
+            raise ValueError("sampling.guidance_scale other than 1 needs diffusion.mask_channels: true")
+        return self
 
     @model_validator(mode="after")
     def _sides_divide(self) -> Profile:

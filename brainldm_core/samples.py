@@ -92,6 +92,7 @@ def volume_name(identity: int) -> str:
 
 def sampling_facts(pipeline: Pipeline, sampler: str, steps: int, seed: int) -> dict[str, Any]:
     """What is the same for all volumes of a draw, as a BIDS sidecar says it (law 5)."""
+    usual = pipeline.profile.sampling
     return {
         "Description": "Synthetic T1-weighted brain of no person, drawn from a latent diffusion model",
         "Synthetic": True,
@@ -99,8 +100,11 @@ def sampling_facts(pipeline: Pipeline, sampler: str, steps: int, seed: int) -> d
         "Profile": pipeline.profile.name,
         "Sampler": sampler,
         "Steps": pipeline.profile.diffusion.timesteps if sampler == "ddpm" else steps,
+        "GuidanceScale": usual.guidance_scale,
+        "Guided": list(usual.guided),
+        "GuidanceInterval": list(usual.guidance_interval),
         "Precision": mixed_precision(pipeline.device),
-        "BatchSize": pipeline.profile.sampling.batch_size,
+        "BatchSize": usual.batch_size,
         "Seed": seed,
         "Units": {"age_years": "years", "ventricular_volume_ml": "ml", "brain_volume_ml": "ml"},
         "SpaceName": "MNI152",

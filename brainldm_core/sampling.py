@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .covariates import Ranges, encode, warn_outside
+from .covariates import COLUMNS, Ranges, encode, warn_outside
 from .diffusion import alpha_bars, condition_vector, predict, split_prediction
 from .errors import BrainLDMError
 from .networks import load_network, mixed_precision
@@ -114,6 +114,26 @@ def sampler_coefficients(settings: Diffusion, timesteps: Sequence[int], eta: flo
     return torch.stack([after.sqrt(), (1 - after - sigma**2).clamp(min=0).sqrt(), sigma], dim=1)
 
 
+def guided_prediction(
+    unet: nn.Module,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    condition: torch.Tensor,
+    without: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): f(without) + scale (f(condition) - f(without)).
+
+    ``without`` (B, K) may lack some covariates or all: what they add to the prediction is multiplied by ``scale``.
+    None, or a scale of 1, is the plain prediction in half the time.
+    """
+    if without is None or scale == 1:
+        return predict(unet, noisy, timesteps, condition)
+    both = predict(unet, noisy.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), torch.cat([condition, without]))
+    asked, less = both.chunk(2)
+    return less + scale * (asked - less)
+
+
 def denoise(
     settings: Diffusion,
     unet: nn.Module,
@@ -123,8 +143,15 @@ def denoise(
     timesteps: Sequence[int],
     eta: float,
     callback: Callable[[int, torch.Tensor], None] | None = None,
+    without: torch.Tensor | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> torch.Tensor:
-    """From noise to latents (B, C, d, h, w), one generator a sample; ``callback(step, clean latent so far)``."""
+    """From noise to latents (B, C, d, h, w), one generator a sample; ``callback(step, clean latent so far)``.
+
+    ``without`` is the condition with the guided covariates unknown (``guided_prediction``); guidance acts between two
+    shares of the schedule (Kynkaanniemi et al. 2024), elsewhere it costs time and adds little.
+    """
     device = condition.device
 
     def noise() -> torch.Tensor:
@@ -135,7 +162,8 @@ def denoise(
     latent = noise()
     for index in range(len(timesteps)):
         time = times[index].expand(len(latent))
-        output = predict(unet, latent, time, condition).float()
+        acts = interval[0] <= timesteps[index] / settings.timesteps <= interval[1]
+        output = guided_prediction(unet, latent, time, condition, without if acts else None, guidance).float()
         clean, epsilon = split_prediction(settings, output, latent, time)
         latent = weights[index, 0] * clean + weights[index, 1] * epsilon
         if eta > 0:
@@ -143,6 +171,21 @@ def denoise(
         if callback is not None:
             callback(index, clean)
     return latent
+
+
+def unguided(profile: Profile) -> torch.Tensor:
+    """Flags (4,) of the covariates that both predictions of guidance know: 0 for those that the profile guides.
+
+    Raises:
+        BrainLDMError: the profile has no mask channels, so its model has never seen a missing covariate.
+    """
+    if not profile.diffusion.mask_channels:
+        raise BrainLDMError(
+            f"profile {profile.name!r} has the paper's exact input without mask channels, so nothing can be guided; "
+            "leave guidance at 1, or use another profile"
+        )
+    guided = profile.sampling.guided or COLUMNS
+    return torch.tensor([0.0 if name in guided else 1.0 for name in COLUMNS])
 
 
 def decode(pipeline: Pipeline, latent: torch.Tensor) -> torch.Tensor:
@@ -160,6 +203,7 @@ def sample(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     trajectory: Sequence[int] | None = None,
+    guidance: float | None = None,
 ) -> np.ndarray:
     """Draw volumes (N, D, H, W), float32 in [0, 1], one for each row of covariates in years and millilitres.
 
@@ -168,9 +212,11 @@ def sample(
         eta: 0 is deterministic DDIM; ``ddpm`` always has 1.
         progress: called with steps done and steps in all.
         trajectory: step indices at which the decoded clean estimate is returned instead, (N, S, D, H, W).
+        guidance: scale for the covariates that the profile guides; None: the profile's scale, 1: no guidance.
 
     Raises:
-        BrainLDMError: unknown sampler, impossible steps, or a covariate missing that the profile needs.
+        BrainLDMError: unknown sampler, impossible steps, a covariate missing that the profile needs, or guidance for
+            a model that was trained without mask channels.
     """
     settings, batch = pipeline.profile.diffusion, pipeline.profile.sampling.batch_size
     timesteps = sampler_timesteps(settings, sampler, steps)
@@ -178,6 +224,9 @@ def sample(
     warn_outside(covariates, pipeline.ranges)
     values, present = (torch.from_numpy(part) for part in encode(covariates, pipeline.ranges))
     condition = condition_vector(settings, values, present)
+    guidance = pipeline.profile.sampling.guidance_scale if guidance is None else guidance
+    known = present if guidance == 1 else present * unguided(pipeline.profile)
+    without = condition_vector(settings, values, known)
     device = pipeline.device
     total = len(timesteps) * -(-len(ids) // batch)
     volumes = []
@@ -196,7 +245,8 @@ def sample(
 
             latent = denoise(
                 settings, pipeline.unet, condition[rows].to(device), generators,
-                pipeline.profile.latent_shape, timesteps, eta, seen,
+                pipeline.profile.latent_shape, timesteps, eta, seen, without[rows].to(device), guidance,
+                pipeline.profile.sampling.guidance_interval,
             )  # fmt: skip
             result = decode(pipeline, latent)[:, 0] if trajectory is None else torch.stack(kept, dim=1)
             volumes.append(result[: len(ids) - start].cpu().numpy())

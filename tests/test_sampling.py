@@ -126,3 +126,57 @@ def test_trajectory_returns_the_clean_estimates_asked_for(pipeline):
 def test_folder_without_weights_says_so(tmp_path):
     with pytest.raises(BrainLDMError, match="no trained weights"):
         sampling.load_pipeline(tmp_path)
+
+
+def test_guidance_multiplies_what_the_guided_covariates_add():
+    """The network answers a linear function of its context, so each part of the guided answer is known."""
+    weights = torch.tensor([1.0, 10.0, 100.0, 1000.0, 0, 0, 0, 0])
+
+    def network(inputs, timesteps, context):
+        return (context[:, 0] @ weights).reshape(-1, 1, 1, 1, 1).expand(-1, 1, 2, 2, 2)
+
+    values, present = torch.tensor([[0.5, 0.25, 0.75, 0.125]]), torch.ones(1, 4)
+    gain = SMOKE.diffusion.condition_gain
+    asked = sampling.condition_vector(SMOKE.diffusion, values, present)
+    without = sampling.condition_vector(SMOKE.diffusion, values, present * sampling.unguided(SMOKE))
+    noisy, times = torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, dtype=torch.long)
+    answer = sampling.guided_prediction(network, noisy, times, asked, without, 3.0)
+    wanted = gain * (0.5 + 2.5 + 75 + 3 * 125)  # SMOKE guides the brain volume alone
+    assert torch.allclose(answer, torch.full_like(answer, wanted))
+    assert SMOKE.sampling.guided == ("brain_volume_ml",)
+
+
+def test_guidance_acts_between_two_shares_of_the_schedule_only():
+    widths = []
+
+    def network(inputs, timesteps, context):
+        widths.append(len(inputs))
+        return inputs[:, :3]
+
+    settings, condition = SMOKE.diffusion, torch.ones(2, 8)
+    times = sampling.sampler_timesteps(settings, "ddim", 10)
+    sampling.denoise(
+        settings, network, condition, [torch.Generator().manual_seed(k) for k in (1, 2)], (3, 2, 2, 2), times, 0.0,
+        without=torch.zeros(2, 8), guidance=2.0, interval=(0.2, 0.5),
+    )  # fmt: skip
+    assert widths == [4 if 0.2 <= time / settings.timesteps <= 0.5 else 2 for time in times]
+    assert 2 in widths and 4 in widths
+
+
+def test_guidance_changes_a_sample_and_one_is_none(pipeline):
+    plain, guided = (sampling.sample(pipeline, rows(1), [1], steps=4, guidance=scale) for scale in (1.0, 5.0))
+    assert not np.array_equal(plain, guided)
+    assert np.array_equal(sampling.sample(pipeline, rows(1), [1], steps=4), sampling.sample(
+        pipeline, rows(1), [1], steps=4, guidance=SMOKE.sampling.guidance_scale))  # fmt: skip
+    unasked = pd.DataFrame([ROW | {"brain_volume_ml": None}])  # nothing to guide: the scale must not matter
+    less, more = (sampling.sample(pipeline, unasked, [1], steps=4, guidance=scale) for scale in (1.5, 5.0))
+    assert np.allclose(less, more, atol=1e-4)
+
+
+def test_guidance_needs_mask_channels(pipeline):
+    paper = load_profile("paper")
+    with pytest.raises(BrainLDMError, match="mask channels"):
+        sampling.unguided(paper)
+    with pytest.raises(ValueError, match="mask_channels"):
+        guided = paper.settings()["sampling"] | {"guidance_scale": 2}
+        type(paper).model_validate(paper.settings() | {"sampling": guided})
