@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("bids", nargs="?", type=Path, metavar="FOLDER", help="BIDS folder with a participants.tsv")
     prepare.add_argument("--out", type=Path, metavar="DIR", help="put the volumes here instead of in the run")
     add("train", "train a network, or go on with its training", commands.run_train).add_argument(
-        "network", choices=["autoencoder", "diffusion", "brain_age"]
+        "network", choices=["autoencoder", "diffusion", "baselines", "brain_age"]
     )
     add("samples", "draw the run's evaluation samples and measure them", commands.run_samples)
 

@@ -85,12 +85,14 @@ def run_prepare(args: argparse.Namespace) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train a network of a run."""
+    """Train a network of a run, or its two baselines."""
     from . import training
+    from .baselines import train_baselines
     from .sweeps import ensure_brain_age
 
     run = _open(args)
-    train = ensure_brain_age if args.network == "brain_age" else getattr(training, f"train_{args.network}")
+    others = {"baselines": train_baselines, "brain_age": ensure_brain_age}
+    train = others.get(args.network) or getattr(training, f"train_{args.network}")
     _stage(run, args.network, lambda: train(run))
 
 

@@ -27,6 +27,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "02_autoencoder": ("cohort", "autoencoder"),
     "05_conditioning": ("cohort", "autoencoder", "diffusion", "samples", "brain_age"),
     "06_extrapolation": ("cohort", "autoencoder", "diffusion"),
+    "07_baselines": ("cohort", "diffusion", "samples", "baselines"),
+    "08_evaluation": ("cohort", "autoencoder", "diffusion", "samples", "baselines"),
     "09_synthetic_dataset": ("cohort", "autoencoder", "diffusion", "release"),
     "10_beyond_the_paper": ("cohort", "autoencoder", "diffusion", "samples", "release"),
 }

@@ -25,6 +25,7 @@ STAGE_WORDS = {
     "cohort": "making the cohort",
     "autoencoder": "training the autoencoder",
     "diffusion": "training the diffusion model",
+    "baselines": "training the baselines",
     "brain_age": "training the brain-age network",
     "samples": "drawing and measuring samples",
     "release": "drawing and verifying the release",

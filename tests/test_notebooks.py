@@ -62,6 +62,7 @@ MAKERS = {
     "cohort": "load_cohort(",
     "autoencoder": "train_autoencoder(",
     "diffusion": "train_diffusion(",
+    "baselines": "train_baselines(",
     "brain_age": "age_reader(",
     "samples": "sample_stage(",
 }
