@@ -72,6 +72,7 @@ def test_statistics_are_those_of_the_averaged_weights():
     torch.manual_seed(0)
     layer = torch.nn.BatchNorm3d(2)
     layer.running_mean.fill_(50.0)  # what a short training leaves behind
+    layer.num_batches_tracked.fill_(30)
     volumes = torch.randn(12, 2, 4, 4, 4) * 3 + 7
     brain_age.recalibrate(torch.nn.Sequential(layer, torch.nn.Dropout(0.5)), volumes, 4)
     assert torch.allclose(layer.running_mean, volumes.mean(dim=(0, 2, 3, 4)), atol=1e-4)
