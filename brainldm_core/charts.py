@@ -170,3 +170,28 @@ def responses(panels: Mapping[str, tuple[np.ndarray, np.ndarray, tuple[float, fl
             axis.legend(fontsize=7)
         axes[0, 0].set_ylabel(y_title)
     return figure
+
+
+def dots(
+    panels: Mapping[str, tuple[Mapping[str, tuple[float, float, float]], float]], goal: str, columns: int = 3
+) -> Figure:
+    """Values with intervals: axis title -> (source -> (value, low, high), goal); the goal is a dashed line."""
+    across = min(columns, len(panels))
+    down = -(-len(panels) // across)
+    longest = max(len(sources) for sources, _ in panels.values())
+    with canvas(down, across, (2.5 * across + 1.2, down * (0.28 * longest + 0.9)), sharey=True) as (figure, axes):
+        for axis, (title, (sources, wanted)) in zip(axes.flat, panels.items(), strict=False):
+            for place, (value, low, high) in enumerate(sources.values()):
+                colour = COLOURS[place % len(COLOURS)]
+                if np.isfinite([low, high]).all():
+                    axis.plot([low, high], [place, place], color=colour, linewidth=2)
+                axis.plot(value, place, "o", color=colour)
+            axis.set_yticks(range(len(sources)), list(sources))
+            axis.set_ylim(len(sources) - 0.5, -0.5)
+            axis.axvline(wanted, color="0.45", linestyle="--", linewidth=1, label=goal)
+            axis.set_xlabel(title)
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", fontsize=8)
+    return figure
