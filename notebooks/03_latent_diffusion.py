@@ -214,6 +214,32 @@ figures.montage(
 # The first guess is the mean of everything that fits the request. What follows decides the particulars: which fold goes
 # where. Large structures are settled early and details late.
 #
+# ## Saying one thing louder
+#
+# A covariate that changes every voxel by very little is learned late: the loss hardly notices it. The brain volume is
+# such a covariate, because a smaller brain in a head of the same size has sulci that are a little wider everywhere.
+# **Classifier-free guidance** {cite}`ho2022` makes up for a part of it. The model has practised with covariates missing,
+# so it can predict twice, with the full request $c$ and with a request $c'$ that leaves something out, and go further in
+# the direction of the difference:
+#
+# ```{math}
+# :label: eq-guidance
+# \hat f(z_t, t) = f_\theta(z_t, t, c') + w \left( f_\theta(z_t, t, c) - f_\theta(z_t, t, c') \right)
+# ```
+#
+# With a scale $w = 1$ this is the plain prediction. The paper does not guide, and a model without mask channels cannot.
+
+# %% tags=["hide-input"]
+guide = run.profile.sampling
+names = ", ".join(name.removesuffix("_ml").replace("_", " ") for name in guide.guided)
+pages.say(
+    f"Profile {run.profile.name} guides {names or 'all covariates'} with $w = {guide.guidance_scale:g}$, between "
+    f"{guide.guidance_interval[0]:.0%} and {guide.guidance_interval[1]:.0%} of the time steps."
+    if guide.guidance_scale != 1
+    else f"Profile {run.profile.name} does not guide."
+)
+
+# %% [markdown]
 # ## Does it listen?
 #
 # The samples stage draws volumes for requests that are rows of the **test split**: combinations of age, sex and volumes
