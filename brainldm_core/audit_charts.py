@@ -64,10 +64,10 @@ def effects(table: pd.DataFrame, rate: float = 0.05) -> Figure:
     with canvas(1, 1, (6.4, 0.27 * len(table) + 0.9)) as (figure, axes):
         axis = axes[0, 0]
         for place, row in enumerate(table.itertuples()):
-            differs = row.q < rate
+            differs, (low, d, high) = row.q < rate, np.clip([row.low, row.d, row.high], -30, 30)
             colour = COLOURS[1] if differs else COLOURS[0]
-            axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6)
-            axis.plot(row.d, place, "o", color=colour, markerfacecolor=colour if differs else "white", markersize=5)
+            axis.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axis.plot(d, place, "o", color=colour, markerfacecolor=colour if differs else "white", markersize=5)
         axis.axvline(0, color="0.55", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(table)), list(table.index))
         axis.set_ylim(len(table) - 0.5, -0.5)
