@@ -14,8 +14,10 @@ from typing import Any
 from .errors import BrainLDMError
 from .notebooks import notebook_names, out_of_step, project_root, with_package
 from .records import Run, commit, sha256, write_json, write_text
+from .scoreboard import build_scoreboard, read_scoreboard, scoreboard_markdown
 
 SOURCES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "CITATION.cff", "LICENSE")
+SCOREBOARD = "<!-- scoreboard -->"  # where book/scoreboard.md has its table
 START = "from jupyter_book.cli.main import main; main(prog_name='jupyter-book')"
 
 
@@ -23,8 +25,10 @@ class BookError(RuntimeError):
     """The strict build gave a warning or an error."""
 
 
-def build_book(notebooks: Path, html: Path, title_suffix: str = "") -> None:
+def build_book(notebooks: Path, html: Path, title_suffix: str = "", scoreboard: str = "") -> None:
     """Build ``html`` from the prose of the checkout and the executed notebooks in a folder; warnings are errors.
+
+    ``scoreboard`` is the Markdown that its page shows.
 
     The sources are copied, so that nothing but ``html`` is written; the old ``html`` stays until the new one is whole.
 
@@ -42,6 +46,9 @@ def build_book(notebooks: Path, html: Path, title_suffix: str = "") -> None:
         (copy / "notebooks").mkdir()
         for name in notebook_names():
             shutil.copy2(notebooks / f"{name}.ipynb", copy / "notebooks" / f"{name}.ipynb")
+        page = copy / "book" / "scoreboard.md"
+        if scoreboard and page.exists():
+            write_text(page, page.read_text(encoding="utf-8").replace(SCOREBOARD, scoreboard))
         if title_suffix:
             _retitle(copy / "_config.yml", title_suffix)
         command = [sys.executable, "-c", START, "build", "-n", "-W", "--keep-going", str(copy)]
@@ -74,7 +81,8 @@ def build_run_book(run: Run) -> dict[str, Any]:
         raise BrainLDMError(f"{executed}: {', '.join(missing)} not run yet; use 'brainldm run all'")
     record, start = folder / "record.json", time.perf_counter()
     record.unlink(missing_ok=True)
-    build_book(executed, folder / "html", run.name)
+    rows = build_scoreboard(run.folder)  # all results are there: the file is that of the complete run
+    build_book(executed, folder / "html", run.name, scoreboard_markdown(rows))
     content = {
         "made_by": "brainldm book",
         "inputs": {f"{name}.ipynb": sha256(executed / f"{name}.ipynb") for name in notebook_names()},
@@ -99,5 +107,7 @@ def build_published_book() -> Path:
     for name in notebook_names():
         if problem := out_of_step(root / "notebooks" / f"{name}.py"):
             raise BrainLDMError(problem)
-    build_book(root / "notebooks", root / "_build" / "html")
+    published = sorted((root / "book" / "published").glob("*/results/scoreboard.json"))
+    boards = [scoreboard_markdown(read_scoreboard(path.parent.parent)) for path in published]
+    build_book(root / "notebooks", root / "_build" / "html", scoreboard="\n\n".join(boards))
     return root / "_build" / "html"

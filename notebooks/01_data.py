@@ -347,6 +347,7 @@ assert pages.meets(run, "ruler_ventricles_r", ventricles.r), (
 # %%
 error = {"value": round(ventricles.mae, 2), "unit": "ml", "n": ventricles.n}
 results = {
+    "scans": {"value": len(scans.table)},
     "training scans": {"value": counts["train"]},
     "ruler, ventricles": ventricles.result(**pages.expected(run, "ruler_ventricles_r")),
     "ruler, ventricles, mean absolute error": error,

@@ -321,6 +321,7 @@ quality = {"value": round(float(psnr.mean()), 2), "unit": "dB", "n": len(psnr)}
 share = {"value": round(width**2 / (spread**2 + width**2), 4), "n": len(mean)}
 kept = ventricles.result(**pages.expected(run, "reconstruction_ventricles_r"))
 results = {
+    "parameters": {"value": record["results"]["parameters"]},
     "reconstruction, PSNR in the mask": quality
     | pages.expected(run, "reconstruction_psnr_db"),
     "ventricles, reconstruction against original": kept,

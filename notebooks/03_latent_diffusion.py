@@ -390,7 +390,7 @@ for title, found in {"ventricles": ventricles, "brain": brain}.items():
 # The last cell hands this page's numbers to the results of the run.
 
 # %%
-rows = {}
+rows = {"parameters": {"value": record["results"]["parameters"]}}
 for title, found in {"ventricles": ventricles, "brain": brain}.items():
     floors = {"samples": pages.expected(run, f"samples_{title}_r")}
     rows |= {
