@@ -129,7 +129,7 @@ def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> floa
     if len(rows) < design.shape[1] + 2:
         return float("nan")
     left = rows[:, :2] - design @ np.linalg.lstsq(design, rows[:, :2], rcond=None)[0]
-    if (left.std(axis=0) <= 1e-9 * rows[:, :2].std(axis=0)).any():
+    if (left.std(axis=0) <= 1e-9 * np.abs(rows[:, :2]).max(axis=0)).any():  # nothing left but rounding
         return float("nan")
     return float(_correlation(left[:, 0], left[:, 1]))
 

@@ -18,6 +18,7 @@ from .records import Record, Run, read_record, stage_key
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .profiles import Profile
     from .sampling import Pipeline
 
 PAPER_RANGES = {"ventricular_volume_ml": (6.99568, 171.375), "brain_volume_ml": (1144.24, 1793.91)}
@@ -136,6 +137,15 @@ def age_reader(run: Run) -> Callable[[np.ndarray], np.ndarray]:
     return lambda volumes: predict_age(run, volumes)
 
 
+def guidance_words(profile: Profile) -> str:
+    """Whether samples of a profile are guided, in a sentence."""
+    usual = profile.sampling
+    if usual.guidance_scale == 1:
+        return "Samples are drawn without guidance, as in the paper."
+    guided = ", ".join(f"`{name}`" for name in usual.guided) or "all covariates"
+    return f"Samples are drawn with a guidance of {usual.guidance_scale:g} for {guided}; the paper used none."
+
+
 def draw(
     pipeline: Pipeline,
     requests: pd.DataFrame,
@@ -145,16 +155,16 @@ def draw(
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Every request from every noise (a sample id), with DDIM: volumes (R x K, D, H, W) and what is measured in them.
 
-    Rows are ordered by request, then noise. ``age`` gives years for volumes and fills ``measured_age_years``. Nothing
-    is said of requests outside the training range: see ``outside``.
+    Steps, eta and guidance are the profile's. Rows are ordered by request, then noise. ``age`` gives years for volumes
+    and fills ``measured_age_years``. Nothing is said of requests outside the training range: see ``outside``.
     """
     from .samples import measure_all
     from .sampling import sample
 
     table = requests.iloc[np.repeat(np.arange(len(requests)), len(noises))].reset_index(drop=True)
-    ids = list(noises) * len(requests)
+    ids, usual = list(noises) * len(requests), pipeline.profile.sampling
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the training range")
-        volumes = sample(pipeline, table, ids, steps=pipeline.profile.sampling.steps, seed=seed)
+        volumes = sample(pipeline, table, ids, steps=usual.steps, eta=usual.eta, seed=seed)
     table = table.assign(noise=ids).join(measure_all(volumes, pipeline.profile.grid.affine))
     return volumes, table if age is None else table.assign(measured_age_years=age(volumes))

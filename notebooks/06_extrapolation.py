@@ -69,7 +69,8 @@ pages.say(
         if lowest < 0
         else ""
     )
-    + " For the network it is a number like any other."
+    + " For the network it is a number like any other. "
+    + sweeps.guidance_words(pipeline.profile)
 )
 
 # %% [markdown]

@@ -84,6 +84,8 @@ def test_partial_correlation_is_undefined_without_rows_or_rest():
     assert np.isnan(conditioning.partial_correlation(z[:3, 0], [1, 5, 2], z[:3]))
     assert np.isnan(conditioning.partial_correlation(3 * z[:, 0], np.random.default_rng(0).normal(size=10), z))
     assert np.isnan(conditioning.partial_correlation([np.nan] * 10, z[:, 0], z))
+    same = 48.7 + 1e-14 * np.arange(10) % 3  # one value, but for rounding
+    assert np.isnan(conditioning.partial_correlation(same, np.random.default_rng(0).normal(size=10), z))
 
 
 def test_linear_prediction_recovers_a_plane_and_keeps_gaps():

@@ -111,7 +111,7 @@ def test_draw_gives_every_request_every_noise_and_is_quiet(rows, monkeypatch):
     pipeline = SimpleNamespace(profile=profile, ranges=RANGES)
     seen = {}
 
-    def sample(pipeline, table, ids, steps, seed):
+    def sample(pipeline, table, ids, steps, eta, seed):
         warnings.warn("age_years 90 is outside the training range 44 to 82: extrapolating", stacklevel=2)
         seen.update(table=table, ids=ids, steps=steps, seed=seed)
         return np.arange(len(ids), dtype=np.float32)[:, None, None, None] * np.ones(profile.grid.shape, np.float32)
@@ -170,3 +170,12 @@ def test_a_cohort_with_ages_is_read_by_its_network(run, monkeypatch):
     made = run(50.0, 60.0, np.nan, 70.0)
     assert sweeps.ensure_brain_age(made)["results"] == {"trained": "smoke-mine"}
     assert sweeps.age_reader(made)(np.zeros((2, 1, 1, 1))).tolist() == [0, 1]
+
+
+def test_guidance_in_words():
+    profile = load_profile("tiny")
+    plain = profile.model_copy(update={"sampling": profile.sampling.model_copy(update={"guidance_scale": 1.0})})
+    assert "without guidance" in sweeps.guidance_words(plain)
+    strong = {"guidance_scale": 3.0, "guided": ("brain_volume_ml",)}
+    guided = profile.model_copy(update={"sampling": profile.sampling.model_copy(update=strong)})
+    assert "guidance of 3 for `brain_volume_ml`" in sweeps.guidance_words(guided)
