@@ -69,7 +69,7 @@ def _beats(run: Run, table: pd.DataFrame) -> str:
                 f"against {name}, realism: {realism} (FID {ours['fid']:.3g} and {row['fid']:.3g}); diversity: "
                 f"{variety} (MS-SSIM {ours['ms_ssim']:.3g} and {row['ms_ssim']:.3g}, real {real['ms_ssim']:.3g})"
             )
-    return f"{_sentence(parts)}. All were trained for the same seconds; one training seed each."
+    return f"{_sentence(parts)}. The baselines were given the seconds of the diffusion model's training; one seed each."
 
 
 def _latents(run: Run, table: pd.DataFrame) -> str:

@@ -28,7 +28,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "05_conditioning": ("cohort", "autoencoder", "diffusion", "samples", "brain_age"),
     "06_extrapolation": ("cohort", "autoencoder", "diffusion"),
     "07_baselines": ("cohort", "diffusion", "samples", "baselines"),
-    "08_evaluation": ("cohort", "autoencoder", "diffusion", "samples", "baselines"),
+    "08_evaluation": ("cohort", "autoencoder", "diffusion", "samples", "baselines", "release"),
     "09_synthetic_dataset": ("cohort", "autoencoder", "diffusion", "release"),
     "10_beyond_the_paper": ("cohort", "autoencoder", "diffusion", "samples", "release"),
 }

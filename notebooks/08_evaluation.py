@@ -122,13 +122,11 @@ charts.dots(panels, "real volumes of other people")
 
 # %% tags=["hide-input"]
 names = comparison.model_names(run)
-order = [
-    names[key]
-    for key in table.drop(index=["real", "reconstruction"]).sort_values("fid").index
-]
+compared = table.loc[["lsgan", "vaegan", "ldm_ddim50"]].sort_values("fid")
+order = [names[key] for key in compared.index]
 apart = answers.nearer(table.loc["real"], table.loc["ldm_ddim50"], "fid")
 pages.say(
-    f"By FID the order of the models is {', '.join(order)} (the row of all steps has another n). "
+    f"From the smallest FID to the largest, at one n: {', '.join(order)}. "
     + {
         True: "Real volumes of other people are nearer to the held-out ones than the samples of the LDM are.",
         False: "The samples of the LDM are nearer to the held-out volumes than real volumes of other people are.",
@@ -167,7 +165,7 @@ four.rename(index=names).round(2)
 
 # %% [markdown]
 # Precision and density speak of realism, recall and coverage of variety. Read them beside the row of real volumes, which
-# does not reach 1 either:
+# need not reach 1 either:
 
 # %% mystnb={"figure": {"caption": "Precision, density, recall and coverage of each model in feature space; dashed: real volumes of other people at the common n.", "name": "fig-precision-recall"}, "image": {"alt": "Four panels of points, one row a model, each with a dashed line at the value of real volumes."}}
 panels = {}
