@@ -148,11 +148,14 @@ class Baselines(_Settings):
 
 
 class BrainAge(_Settings):
-    """Age network of Cole et al. 2017: a block for each of ``channels``, and how far volumes are moved in training."""
+    """Age network of Cole et al. 2017: a block for each of ``channels``, and how volumes are altered in training."""
 
     channels: tuple[PositiveInt, ...] = Field(min_length=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     translation_voxels: int = Field(default=0, ge=0)
+    blur_voxels: float = Field(default=0.0, ge=0, le=2)  # largest standard deviation
+    intensity_share: float = Field(default=0.0, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0)  # largest standard deviation, of intensities in [0, 1]
     training: Optimisation
 
 

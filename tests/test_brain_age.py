@@ -8,6 +8,7 @@ import torch
 from brainldm_core import brain_age, loop, networks
 from brainldm_core.dataset import load_cohort, save_volume, volume_path, write_tables
 from brainldm_core.errors import BrainLDMError
+from brainldm_core.profiles import load_profile
 from brainldm_core.records import Record, open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -142,3 +143,28 @@ def test_translation_moves_whole_voxels_and_fills_with_background():
     }
     assert len(places.unique(dim=0)) > 10
     assert brain_age.translated(volume, 0, torch.Generator()) is volume
+
+
+def test_degraded_volumes_are_blurred_scaled_and_noisy_by_no_more_than_the_profile_says():
+    """A point's second moment after smoothing is the variance of its kernel; sums show the scale."""
+    settings = load_profile("tiny").brain_age.model_copy(
+        update={"blur_voxels": 1.2, "intensity_share": 0.0, "noise": 0.0}
+    )
+    batch = torch.zeros(64, 1, 11, 11, 11)
+    batch[:, :, 5, 5, 5] = 1.0
+    blurred = brain_age.degraded(batch, settings, torch.Generator().manual_seed(0))
+    offsets = (torch.arange(11.0) - 5) ** 2
+    moments = [(blurred.sum(dim=[k for k in (1, 2, 3, 4) if k != axis]) * offsets).sum(1) for axis in (2, 3, 4)]
+    assert torch.allclose(moments[0], moments[1], atol=1e-5) and torch.allclose(moments[0], moments[2], atol=1e-5)
+    assert 0.5 < float(moments[0].max()) < 1.2**2 and float(moments[0].min()) < 0.1
+    assert torch.allclose(blurred.sum(dim=(1, 2, 3, 4)), torch.ones(64), atol=1e-4)
+
+    scaled = brain_age.degraded(
+        batch + 1, settings.model_copy(update={"blur_voxels": 0.0, "intensity_share": 0.1}), torch.Generator()
+    )
+    factors = scaled[:, 0, 0, 0, 0]
+    assert 0.9 <= float(factors.min()) < 0.95 and 1.05 < float(factors.max()) <= 1.1
+    noisy = brain_age.degraded(
+        torch.zeros(64, 1, 8, 8, 8), settings.model_copy(update={"blur_voxels": 0.0, "noise": 0.1}), torch.Generator()
+    )
+    assert float(noisy.std(dim=(1, 2, 3, 4)).max()) < 0.12 and float(noisy.std()) > 0.03
