@@ -259,7 +259,9 @@ def open_run(profile: str | Path | Profile, cohort: str, seed: int = 0, root: st
     run = Run(profile, cohort, seed, Path(root))
     marker = run.folder / "run.json"
     if marker.exists():
-        if read_json(marker)["profile"] != profile.settings():
+        # What a run is expected to give is no setting: it may be learned from that very run.
+        made, wanted = (content | {"expected": {}} for content in (read_json(marker)["profile"], profile.settings()))
+        if made != wanted:
             raise BrainLDMError(
                 f"{run.folder}: was made with other settings of profile {profile.name!r}; "
                 "delete that folder or give another --runs folder"
