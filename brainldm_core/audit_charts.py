@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def distance_ratios(panels: Mapping[str, tuple[Mapping[str, np.ndarray], float]]) -> Figure:
     """Histograms of nearest training over nearest held-out distance: space -> (kind -> ratios, threshold)."""
-    with canvas(1, len(panels), (3.7 * len(panels), 2.6), sharey=True) as (figure, axes):
+    with canvas(1, len(panels), (3.7 * len(panels), 2.9), sharey=True) as (figure, axes):
         for axis, (space, (kinds, threshold)) in zip(axes[0], panels.items(), strict=True):
             clipped = {kind: np.clip(ratios, 0, 2) for kind, ratios in kinds.items()}
             top = max(1.2, *(float(values.max()) for values in clipped.values()))
@@ -30,8 +30,11 @@ def distance_ratios(panels: Mapping[str, tuple[Mapping[str, np.ndarray], float]]
                 axis.axvline(threshold, color="0.2", linestyle=":", linewidth=1.2, label="threshold of a copy")
             axis.set_title(space)
             axis.set_xlabel("nearest training / nearest held-out distance")
-            axis.legend(fontsize=6.5)
         axes[0, 0].set_ylabel("share of volumes")
+        handles = {
+            name: handle for axis in axes[0] for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
 
 
