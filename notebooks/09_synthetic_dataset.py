@@ -124,7 +124,7 @@ different = len(table[list(COLUMNS)].drop_duplicates())
 women = {name: float((part["sex"] == "F").mean()) for name, part in {"training": known, "release": table}.items()}
 pages.say(
     f"The {len(table)} volumes ask for {different} different rows of the {len(known)} in the training cohort. "
-    f"{women['release']:.0%} of the release are women, {women['training']:.0%} of the training cohort. Mean age is "
+    f"{100 * women['release']:.0f} % of the release are women, {100 * women['training']:.0f} % of the training cohort. Mean age is "
     f"{table['age_years'].mean():.1f} years in the release and {known['age_years'].mean():.1f} in the training cohort."
 )
 
@@ -170,7 +170,7 @@ pages.say(
 
 # %%
 pipeline = load_pipeline(run.folder)
-handful = release.draw_requests(known, 2 * run.profile.sampling.batch_size - 1, run.seed)
+handful = release.draw_requests(known, 2 * shared["BatchSize"] - 1, run.seed)
 place = tempfile.TemporaryDirectory()
 whole, parts = Path(place.name, "whole"), Path(place.name, "parts")
 release.release_shard(pipeline, handful, whole, steps=2, progress=False)
@@ -250,7 +250,7 @@ pages.say(
 
 # %%
 PAPER, SHARDS = 100_000, 64
-batch = run.profile.sampling.batch_size
+batch = shared["BatchSize"]
 batches = -(-PAPER // batch)
 largest = min(-(-batches // SHARDS) * batch, PAPER)
 each, size = made["seconds_a_volume"], made["bytes"] / made["volumes"]
