@@ -249,20 +249,20 @@ figures.rows_of({name: part[:7] for name, part in systems.items()})
 k = min(5, n - 1)
 reference = found["features"].held_out[:n]
 shares = pd.DataFrame({name: prdc(reference, found["features"].embed(part), k) for name, part in systems.items()}).T
+ours, smooth = shares.loc["samples"], shares.loc["reconstructed"]
+other, copied = shares.loc["real, others"], shares.loc["resampler"]
 shares.round(2)
 
 # %% tags=["hide-input"]
 error = 0.5 / np.sqrt(n)
-ours, smooth = shares.loc["samples"], shares.loc["reconstructed"]
-other, copied = shares.loc["real, others"], shares.loc["resampler"]
 pages.say(
     f"Reference and rows have n = {n} each and k = {k}; features of {extractor.note}. A share from {n} volumes has a standard "
     f"error of up to {error:.2f}, so differences of less than about {2 * error:.1f} mean little. The samples have precision "
     f"{ours['precision']:.2f} and coverage {ours['coverage']:.2f}, reconstructions {smooth['precision']:.2f} and "
     f"{smooth['coverage']:.2f}, other real people {other['precision']:.2f} and {other['coverage']:.2f}."
     + (
-        " These features see what the autoencoder smooths away: reconstructions of real brains do not pass for real, so nothing "
-        "that is decoded can."
+        " These features see what the autoencoder smooths away: reconstructions of real brains do not pass for real, so a "
+        "decoded sample can hardly do so either."
         if smooth["precision"] < 0.5 * other["precision"]
         else ""
     )
@@ -379,6 +379,9 @@ compared = differences.compare_sets(*measured, names)
 # %%
 compared[["samples", "real", "d", "low", "high", "ks", "q"]].round(3)
 
+# %% [markdown]
+# The same as a picture: a point right of the line is a volume that the samples have too much of.
+
 # %% mystnb={"figure": {"caption": "Volumes of generated brains less those of real held-out ones, in pooled standard deviations (Cohen's d), with 95 % intervals. Filled and orange: the distributions differ at a false-discovery rate of 5 % (Kolmogorov-Smirnov).", "name": "fig-effects"}, "image": {"alt": "Fifteen points with intervals around a vertical line at zero, one for each measured volume."}}
 audit_charts.effects(compared)
 
@@ -487,11 +490,8 @@ for key, row in audited.items():
     more = {"extractor": extractor.name} if key == "features" else {}
     results[f"copies_share_{key}"] = row.result(**more)
     results[f"copies_flagged_{key}"] = {"value": round(row.flagged, 4), "n": row.n, **more}
-    results[f"planted_found_{key}"] = {
-        "value": round(float(plants.loc["through the autoencoder", f"{key}: found"]), 4),
-        "n": int(plants["n"].iloc[0]),
-        **more,
-    }
+    share = round(float(plants.loc["through the autoencoder", f"{key}: found"]), 4)
+    results[f"planted_found_{key}"] = {"value": share, "n": int(plants["n"].iloc[0]), **more}
 for name, value in ours.items():
     floor = {"floor": round(float(other[name]), 4), "extractor": extractor.name}
     results[name] = {"value": round(float(value), 4), "n": n, "note": extractor.note} | floor
