@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from .comparison import known, with_interval
+from .conditioning import ASKED_AND_MEASURED
 from .evaluation import REAL
 from .pages import agreements, number
 from .records import Run, read_record
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
 LDM, GANS = "ldm_ddim50", {"lsgan": "LSGAN", "vaegan": "VAE-GAN"}
 KINDS = {"real": "real", "ddim": "samples"}
-PAIRS = {
-    "ventricles": ("ventricular_volume_ml", "measured_lateral_ventricles_ml"),
-    "brain": ("brain_volume_ml", "measured_brain_volume_ml"),
-}
 
 
 def nearer(one: pd.Series, other: pd.Series, metric: str, goal: float = 0.0) -> bool | None:
@@ -48,7 +45,7 @@ def _matches(run: Run, table: pd.DataFrame) -> str:
 
 def _controls(run: Run, table: pd.DataFrame) -> str:
     parts = []
-    for title, columns in PAIRS.items():
+    for title, columns in ASKED_AND_MEASURED.items():
         _, found = agreements(run, KINDS, *columns)
         ours, real = found["samples"], found["real"]
         parts.append(

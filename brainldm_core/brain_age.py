@@ -76,8 +76,7 @@ def train_brain_age(run: Run, progress: bool = True) -> dict[str, Any]:
     fitted = replace(fitted, weights=bare.state_dict())
     held_out, scans = _aged(cohort, "test")
     found = _predict(bare.eval(), scans, run.profile.sampling.batch_size) * deviation + mean
-    fit_line = agreement(held_out, found)
-    ceiling = {name: round(value, 4) if np.isfinite(value) else None for name, value in vars(fit_line).items()}
+    ceiling = agreement(held_out, found).record()
     facts = {"mean_years": mean, "deviation_years": deviation}
     return finish_training(
         run, record, fitted, "brain_age", bare, accelerator.mixed_precision, len(years), facts, ceiling=ceiling

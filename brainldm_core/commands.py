@@ -143,7 +143,8 @@ def run_sample(args: argparse.Namespace) -> None:
         raise BrainLDMError(f"--n {args.n}: ask for at least one brain")
     import pandas as pd
 
-    from .samples import check_free, progress_bar, write_samples
+    from .records import check_free
+    from .samples import progress_bar, write_samples
     from .sampling import load_pipeline, sample
 
     check_free(args.out)

@@ -17,6 +17,12 @@ from .covariates import numeric
 if TYPE_CHECKING:
     import pandas as pd
 
+ASKED_AND_MEASURED = {
+    "ventricles": ("ventricular_volume_ml", "measured_lateral_ventricles_ml"),
+    "brain": ("brain_volume_ml", "measured_brain_volume_ml"),
+}
+"""Quantity -> column of the request and of the measurement, both in ml."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -41,6 +47,10 @@ class Agreement:
         if not np.isfinite(self.slope):
             return ""
         return f"For one millilitre more that is asked for, {self.slope:.2f} ml more are measured."
+
+    def record(self) -> dict[str, float | None]:
+        """Every number, as a stage's record holds it; what is not finite is null."""
+        return {name: round(value, 4) if np.isfinite(value) else None for name, value in vars(self).items()}
 
     def result(self, **more: Any) -> dict[str, Any]:
         """The row of a results file."""

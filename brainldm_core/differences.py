@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .conditioning import agreement
+from .conditioning import ASKED_AND_MEASURED, agreement
 from .dataset import LABELS
 from .errors import BrainLDMError
 from .morphometry import segment
@@ -109,14 +109,10 @@ def by_age_and_sex(table: pd.DataFrame, edges: Sequence[float] = (44, 55, 65, 75
     ]
     labels.append(f"{edges[-2]:g} and more")
     band = pd.cut(table["age_years"].astype(float), [-np.inf, *edges[1:-1], np.inf], right=False, labels=labels)
-    pairs = {
-        "ventricles": ("ventricular_volume_ml", "measured_lateral_ventricles_ml"),
-        "brain": ("brain_volume_ml", "measured_brain_volume_ml"),
-    }
     rows = []
     for (age, sex), group in table.groupby([band, "sex"], observed=True):
         row = {"age (years)": age, "sex": sex, "n": len(group)}
-        for name, (asked, found) in pairs.items():
+        for name, (asked, found) in ASKED_AND_MEASURED.items():
             fit = agreement(group[asked], group[found], draws=1)
             row |= {f"{name}, mean error (ml)": fit.mae, f"{name}, bias (ml)": fit.bias}
             row[f"{name}, r"] = fit.r if len(group) >= FEW else np.nan

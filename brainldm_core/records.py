@@ -70,6 +70,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_free(out: Path) -> None:
+    """Refuse a place that holds something; asked before hours of drawing too.
+
+    Raises:
+        BrainLDMError: ``out`` is a file, or a folder that is not empty.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise BrainLDMError(f"{out}: exists already; give another --out, or delete it")
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; rename it to ``path`` when the block ends well, else remove it.
@@ -78,8 +89,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         BrainLDMError: ``path`` exists and is not an empty folder, the disk is full or the place cannot be written.
     """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise BrainLDMError(f"{path}: exists already; give another --out, or delete it")
+    check_free(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))

@@ -14,7 +14,6 @@ import torch
 from . import __version__
 from .covariates import COLUMNS, KEYS, MISSING
 from .dataset import load_cohort, save_volume
-from .errors import BrainLDMError
 from .morphometry import measure
 from .networks import mixed_precision
 from .records import Record, Run, atomic_folder, atomic_path, read_record, stage_key, write_json
@@ -51,17 +50,6 @@ def progress_bar(desc: str, show: bool = True) -> Iterator[Callable[[int, int], 
             bar.update(done - bar.n)
 
         yield seen
-
-
-def check_free(out: Path) -> None:
-    """Refuse a place that holds something, before hours of drawing.
-
-    Raises:
-        BrainLDMError: ``out`` is a file, or a folder that is not empty.
-    """
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise BrainLDMError(f"{out}: exists already; give another --out, or delete it")
 
 
 def measure_all(volumes: np.ndarray, affine: Any) -> pd.DataFrame:
@@ -206,7 +194,7 @@ def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:
     ``samples/<kind>.npz`` and ``.tsv`` for the kinds ``real`` (the held-out volumes), ``reconstruction`` (the same
     through the autoencoder), ``ddim`` and ``ddpm`` (drawn for their covariates from the same first noise).
     """
-    from .conditioning import agreement
+    from .conditioning import ASKED_AND_MEASURED, agreement
 
     folder, settings = run.stage("samples"), run.profile.sampling
     if (done := read_record(folder)) is not None:
@@ -234,13 +222,7 @@ def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:
         seconds[kind] = round((time.perf_counter() - start) / computed, 4)
         tables[kind] = _save_kind(folder, kind, volumes, part, cohort.affine)
     results: dict[str, Any] = {"seconds_a_volume": seconds, "precision": mixed_precision(pipeline.device)}
-    pairs = {"ventricles": ("ventricular_volume_ml", "lateral_ventricles_ml"), "brain": ("brain_volume_ml",) * 2}
-    for name, (asked, found) in pairs.items():
+    for name, (asked, found) in ASKED_AND_MEASURED.items():
         for kind, table in tables.items():
-            fit = agreement(table[asked], table[f"measured_{found}"])
-            results[f"{name}_{kind}"] = {key: _finite(value) for key, value in vars(fit).items()}
+            results[f"{name}_{kind}"] = agreement(table[asked], table[found]).record()
     return record.finish(sorted([*folder.glob("*.npz"), *folder.glob("*.tsv")]), **results)
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 4) if np.isfinite(value) else None

@@ -10,7 +10,7 @@ import pytest
 from test_sampling import rows
 from test_training import blob_run
 
-from brainldm_core import cli, samples, sampling, training
+from brainldm_core import cli, records, samples, sampling, training
 from brainldm_core.errors import BrainLDMError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,9 +67,9 @@ def test_a_place_that_is_taken_is_told_before_anything_is_drawn(tmp_path, monkey
     monkeypatch.setattr(sampling, "load_pipeline", lambda *_: pytest.fail("weights were loaded first"))
     assert cli.main(["sample", "--age", "70", "--out", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
-    samples.check_free(tmp_path / "new")
+    records.check_free(tmp_path / "new")
     with pytest.raises(BrainLDMError, match="exists already"):
-        samples.check_free(tmp_path / "mine.txt")
+        records.check_free(tmp_path / "mine.txt")
 
 
 def test_the_bar_counts_and_an_empty_volume_measures_nothing(capsys):
