@@ -44,13 +44,14 @@ def _matches(run: Run, table: pd.DataFrame) -> str:
 
 
 def _controls(run: Run, table: pd.DataFrame) -> str:
-    parts = []
+    parts, shown = [], run.profile.diffusion.mean_latent
     for title, columns in ASKED_AND_MEASURED.items():
-        _, found = agreements(run, KINDS, *columns)
+        _, found = agreements(run, KINDS | ({"mean": "regression"} if shown else {}), *columns)
         ours, real = found["samples"], found["real"]
         parts.append(
             f"{title}: r = {number(ours.r, 3)} between request and measurement (n = {ours.n}, mean error "
             f"{number(ours.mae, 1)} ml, slope {number(ours.slope)}); real volumes reach {number(real.r, 3)}"
+            + (f", the regression that the network is shown {number(found['regression'].r, 3)}" if shown else "")
         )
     return f"{_sentence(parts)}. A slope below 1 is a request answered in part. Age and sex are in chapter 5."
 

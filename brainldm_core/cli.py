@@ -120,9 +120,12 @@ def _warn(message: Warning | str, category: type, filename: str, *_) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     args = build_parser().parse_args(arguments)
+    from .launch import turn  # after the parser: --help stays quick
+
     warnings.showwarning = _warn
     try:
-        return args.function(args) or 0
+        with turn():
+            return args.function(args) or 0
     except BrainLDMError as error:
         commands.forget(getattr(args, "begun", None))
         _say(" ".join(str(error).split()))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BrainLDMError
@@ -35,6 +36,20 @@ def leave_error(message: str) -> None:
     """Leave one line for the launcher, in the room that it reserved: the error may be that the disk is full."""
     with open(os.environ[ERROR_FILE], "r+b") as file:
         file.write(message.encode()[:ERROR_ROOM])
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Wait until no other job of this workflow computes; outside a workflow, do nothing.
+
+    Each job uses all cores, and two at once take far longer than one after the other. After a chain of single jobs
+    Snakemake 9.15 counts more cores than there are, so its count cannot be relied on.
+    """
+    if not inside_workflow():
+        yield
+        return
+    with locked(Path(os.environ[ERROR_FILE]).with_name(".turn"), quiet=True):
+        yield
 
 
 def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: Iterable[str] = ("book",)) -> bool:

@@ -78,9 +78,9 @@ def build_unet(profile: Profile) -> nn.Module:
     settings = profile.diffusion
     width = conditioning_width(profile)
     latent_channels = profile.autoencoder.latent_channels
-    return DiffusionModelUNet(
+    unet = DiffusionModelUNet(
         spatial_dims=3,
-        in_channels=latent_channels + width,
+        in_channels=latent_channels * (2 if settings.mean_latent else 1) + width,
         out_channels=latent_channels,
         num_channels=settings.channels,
         num_res_blocks=settings.residual_blocks,
@@ -94,6 +94,32 @@ def build_unet(profile: Profile) -> nn.Module:
         cross_attention_dim=width,
         upcast_attention=True,
     )
+    return MeanLatentUNet(unet, width, profile.latent_shape) if settings.mean_latent else unet
+
+
+class MeanLatentUNet(nn.Module):
+    """A UNet that is also shown the mean latent of a request, which a linear regression foretells.
+
+    Most steps of a short training go into finding how the average brain moves with each covariate. Least squares over
+    the training latents finds that at once; what is left to the network is everything else. Not in the paper.
+    """
+
+    def __init__(self, unet: nn.Module, width: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.unet = unet
+        # Buffers: they travel in the checkpoint and are not trained.
+        self.register_buffer("intercept", torch.zeros(shape))
+        self.register_buffer("slopes", torch.zeros(width, *shape))
+
+    def mean_latent(self, condition: torch.Tensor) -> torch.Tensor:
+        """Mean latents (B, C, d, h, w) for conditioning vectors (B, K); float32 also under autocast."""
+        moved = (condition.float()[:, :, None] * self.slopes.flatten(1)).sum(1)
+        return self.intercept + moved.unflatten(1, self.intercept.shape)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """As the UNet inside, the mean latent of the context token (B, 1, K) joined to its input."""
+        mean = self.mean_latent(context[:, 0])
+        return self.unet(torch.cat([x, mean.to(x.dtype)], dim=1), timesteps=timesteps, context=context)
 
 
 class Levels(nn.Sequential):

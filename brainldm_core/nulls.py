@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .covariates import Ranges, encode
+from .diffusion import condition_vector
 from .errors import BrainLDMError
 from .networks import mixed_precision
 from .sampling import Pipeline, decode
@@ -52,6 +53,22 @@ def decode_all(pipeline: Pipeline, latents: torch.Tensor) -> np.ndarray:
 def latent_gaussian(pipeline: Pipeline, latents: torch.Tensor, count: int, seed: int = 0) -> np.ndarray:
     """Volumes (count, D, H, W) in [0, 1]: a Gaussian fitted to training latents (N, C, d, h, w), drawn and decoded."""
     return decode_all(pipeline, draw_gaussian(latents, count, seed))
+
+
+def mean_for_requests(pipeline: Pipeline, requests: pd.DataFrame) -> np.ndarray:
+    """Volumes (N, D, H, W) in [0, 1]: the mean latent of each request, which the regression foretells, decoded.
+
+    No noise and no network of diffusion: what conditioning by linear regression alone gives.
+
+    Raises:
+        BrainLDMError: the profile has no ``mean_latent``.
+    """
+    settings = pipeline.profile.diffusion
+    if not settings.mean_latent:
+        raise BrainLDMError(f"profile {pipeline.profile.name!r} has no mean_latent: nothing foretells its latents")
+    values, present = (torch.from_numpy(part).to(pipeline.device) for part in encode(requests, pipeline.ranges))
+    latents = pipeline.unet.mean_latent(condition_vector(settings, values, present))
+    return decode_all(pipeline, latents.cpu() / pipeline.latent_scale)
 
 
 def nearest_by_covariates(training: pd.DataFrame, requests: pd.DataFrame, ranges: Ranges) -> np.ndarray:

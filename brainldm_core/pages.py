@@ -193,7 +193,7 @@ def panel_row(
 
 
 def samples(run: Run, kind: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Volumes (N, D, H, W) in [0, 1] and table of one kind of the samples stage: ddim, ddpm, reconstruction or real."""
+    """Volumes (N, D, H, W) in [0, 1] and table of a kind of sample: real, reconstruction, mean, ddim, ddpm."""
     import numpy as np
     import pandas as pd
 

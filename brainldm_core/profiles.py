@@ -103,6 +103,7 @@ class Diffusion(_Settings):
     beta_end: float = Field(default=0.0205, gt=0)
     covariate_dropout: float = Field(default=0.0, ge=0, lt=1)
     condition_gain: float = Field(default=1.0, gt=0)
+    mean_latent: bool = False  # the regression's latent for a request is a further input
     timestep_shift: float = Field(default=1.0, gt=0)
     training: Optimisation
 
@@ -112,6 +113,8 @@ class Diffusion(_Settings):
             raise ValueError("channels, attention_levels and head_channels must have one entry a level")
         if self.covariate_dropout and not self.mask_channels:
             raise ValueError("covariate_dropout needs mask_channels: true")
+        if self.mean_latent and not self.mask_channels:
+            raise ValueError("mean_latent needs mask_channels: true")
         return self
 
 

@@ -63,14 +63,15 @@ class NotebookError(RuntimeError):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked(path: Path, quiet: bool = False) -> Iterator[int]:
     """Hold a lock file; wait, and say so, while another process holds it. The system frees it when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{path.parent}: another brainldm is at work here; waiting for it", file=sys.stderr, flush=True)
+            if not quiet:
+                print(f"{path.parent}: another brainldm is at work here; waiting for it", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 

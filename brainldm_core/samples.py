@@ -192,9 +192,11 @@ def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:
     """Ensure the samples of a run: requests are held-out rows, so that r is not flattered by training rows.
 
     ``samples/<kind>.npz`` and ``.tsv`` for the kinds ``real`` (the held-out volumes), ``reconstruction`` (the same
-    through the autoencoder), ``ddim`` and ``ddpm`` (drawn for their covariates from the same first noise).
+    through the autoencoder), ``ddim`` and ``ddpm`` (drawn for their covariates from the same first noise), and
+    ``mean`` where the profile shows the network the mean latent of a request: that alone, decoded.
     """
     from .conditioning import ASKED_AND_MEASURED, agreement
+    from .nulls import mean_for_requests
 
     folder, settings = run.stage("samples"), run.profile.sampling
     if (done := read_record(folder)) is not None:
@@ -209,6 +211,8 @@ def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:
         "real": _save_kind(folder, "real", real[:, 0].numpy(), rows, cohort.affine),
         "reconstruction": _save_kind(folder, "reconstruction", reconstruct(pipeline, real), rows, cohort.affine),
     }
+    if run.profile.diffusion.mean_latent:
+        tables["mean"] = _save_kind(folder, "mean", mean_for_requests(pipeline, rows), rows, cohort.affine)
     seconds = {}
     for kind, count in (("ddim", len(rows)), ("ddpm", settings.ddpm_samples)):
         part = rows.head(count)

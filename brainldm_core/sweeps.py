@@ -137,13 +137,17 @@ def age_reader(run: Run) -> Callable[[np.ndarray], np.ndarray]:
     return lambda volumes: predict_age(run, volumes)
 
 
-def guidance_words(profile: Profile) -> str:
-    """Whether samples of a profile are guided, in a sentence."""
+def departures(profile: Profile) -> str:
+    """What helps the samples of a profile to follow a request that the paper did without, in a sentence or two."""
     usual = profile.sampling
     if usual.guidance_scale == 1:
-        return "Samples are drawn without guidance, as in the paper."
-    guided = ", ".join(f"`{name}`" for name in usual.guided) or "all covariates"
-    return f"Samples are drawn with a guidance of {usual.guidance_scale:g} for {guided}; the paper used none."
+        text = "Samples are drawn without guidance, as in the paper."
+    else:
+        guided = ", ".join(f"`{name}`" for name in usual.guided) or "all covariates"
+        text = f"Samples are drawn with a guidance of {usual.guidance_scale:g} for {guided}; the paper used none."
+    if profile.diffusion.mean_latent:
+        text += " The network is shown the mean latent that a linear regression foretells for the request (chapter 3)."
+    return text
 
 
 def draw(

@@ -157,6 +157,30 @@ pages.say(
 )
 
 # %% [markdown]
+# ## A third door, for short trainings
+#
+# What does a training of minutes spend its steps on? Mostly on one thing: how the *average* brain moves with each
+# covariate. The paper's long training finds that on its own. Here it was not found in time: sulci that are a little wider
+# everywhere hardly change the loss. But the average is known. A linear regression of the training latents on the
+# conditioning vector gives a mean latent for every request at once,
+#
+# ```{math}
+# :label: eq-mean-latent
+# \bar z(c) = a + \sum_k b_k\, c_k ,
+# ```
+#
+# with an intercept $a$ and slopes $b_k$ of the size of a latent. A profile with `mean_latent` stacks $\bar z(c)$ onto
+# the input as further channels. Its weights stay fixed; what to make of it is left to the network. This is not in the
+# paper, and it changes what the correlations at the end of this chapter can show. So one panel there shows the
+# regression alone: $\bar z(c)$ decoded, without any diffusion.
+
+# %% tags=["hide-input"]
+pages.say(
+    f"Profile {run.profile.name} {'shows the network' if settings.mean_latent else 'does without'} the mean latent of "
+    "the request."
+)
+
+# %% [markdown]
 # ## Training
 #
 # The latents of all training volumes, and of their mirror images, are computed once and kept: mean and standard
@@ -279,8 +303,9 @@ figures.rows_of(
 # Now the measurement. Each point is a sample: what was asked for on the horizontal axis, what was measured on the
 # vertical one.
 
-# %% mystnb={"figure": {"caption": "Requested and measured lateral ventricular volume (ml) of held-out rows: the real volumes themselves, their reconstructions, and samples drawn for their covariates. Dashed: identity; solid: least squares; titles: Pearson's r with 95 % bootstrap interval.", "name": "fig-ventricles-asked-measured"}, "image": {"alt": "Three scatter plots of measured against requested ventricular volume with the line of identity."}}
+# %% mystnb={"figure": {"caption": "Requested and measured lateral ventricular volume (ml) of held-out rows: the real volumes themselves, their reconstructions, samples drawn for their covariates, and the decoded mean latent of the regression. Dashed: identity; solid: least squares; titles: Pearson's r with 95 % bootstrap interval.", "name": "fig-ventricles-asked-measured"}, "image": {"alt": "Four scatter plots of measured against requested ventricular volume with the line of identity."}}
 KINDS = {"real": "cohort", "reconstruction": "reconstructions", "ddim": "samples"}
+KINDS |= {"mean": "regression alone"} if settings.mean_latent else {}
 VENTRICLES = ("ventricular_volume_ml", "measured_lateral_ventricles_ml")
 panels, ventricles = pages.agreements(run, KINDS, *VENTRICLES)
 charts.scatter_with_fit(panels, "requested ventricles (ml)", "measured (ml)")
@@ -296,9 +321,11 @@ charts.scatter_with_fit(panels, "requested brain (ml)", "measured (ml)")
 # %% [markdown]
 # A correlation alone says little; it has to be read beside its ceilings. The **cohort** row says how well this
 # measurement agrees with the covariates in real volumes, where nothing was generated. The **reconstruction** row adds the
-# loss of the autoencoder. What the **samples** lack on top of that is the diffusion model's own.
+# loss of the autoencoder. What the **samples** lack on top of that is the diffusion model's own. The **regression alone**
+# says how much of their correlation needed no diffusion model: it draws one smooth brain for each request, always the
+# same, and a smooth brain has no chance in it that could blur a correlation.
 
-# %% mystnb={"figure": {"caption": "Pearson correlation of requested and measured volume with 95 % bootstrap intervals. Cohort: the measurement itself; reconstructions: measurement and autoencoder; samples: measurement, autoencoder and diffusion model.", "name": "fig-ceilings"}, "image": {"alt": "Points with intervals for cohort, reconstructions and samples, one panel for ventricles and one for the brain."}}
+# %% mystnb={"figure": {"caption": "Pearson correlation of requested and measured volume with 95 % bootstrap intervals. Cohort: the measurement itself; reconstructions: measurement and autoencoder; samples: measurement, autoencoder and diffusion model; regression alone: no diffusion.", "name": "fig-ceilings"}, "image": {"alt": "Points with intervals for cohort, reconstructions, samples and regression alone, one panel for ventricles and one for the brain."}}
 charts.correlations(
     {
         title: {name: (row.r, row.low, row.high) for name, row in rows.items()}

@@ -57,7 +57,7 @@ pages.say(
     f"Known in how many of the {len(train)} training scans: "
     + ", ".join(f"`{column}` {count}" for column, count in known.items())
     + ". What is known in none was never learned, and sweeps of it below stand still. "
-    + sweeps.guidance_words(pipeline.profile)
+    + sweeps.departures(pipeline.profile)
 )
 
 # %% [markdown]

@@ -70,7 +70,7 @@ pages.say(
         else ""
     )
     + " For the network it is a number like any other. "
-    + sweeps.guidance_words(pipeline.profile)
+    + sweeps.departures(pipeline.profile)
 )
 
 # %% [markdown]

@@ -125,10 +125,20 @@ def test_nearer_needs_intervals_apart():
 
 def test_each_question_is_answered_from_the_table(run, table, monkeypatch):
     agreement = type("A", (), {"r": 0.876, "n": 8, "mae": 3.21, "slope": 0.5})
-    monkeypatch.setattr(answers, "agreements", lambda *_: ({}, {"samples": agreement, "real": agreement}))
+    line = type("A", (), {"r": 0.654})
+    found = {"samples": agreement, "real": agreement, "regression": line}
+    monkeypatch.setattr(
+        answers, "agreements", lambda run, kinds, *_: ({}, {name: found[name] for name in kinds.values()})
+    )
     text = answers.answers(run, table)
     assert [line[:3] for line in text.splitlines()] == [f"{place}. " for place in range(1, 6)]
-    assert "r = 0.876" in text and "3.2 ml" in text and "Against LSGAN" in text and "171 times fewer" in text
+    assert (
+        "the network is shown 0.654" in text
+        and "r = 0.876" in text
+        and "3.2 ml" in text
+        and "Against LSGAN" in text
+        and "171 times fewer" in text
+    )
     assert "no set of synthetic brains" in text and f"{table.loc['ldm_ddim50', 'fid']:.3g}" in text
     assert 160 * 224 * 160 / (3 * 20 * 28 * 20) == pytest.approx(171, abs=0.5)
     assert load_profile("paper").latent_shape == (3, 20, 28, 20)

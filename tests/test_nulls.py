@@ -1,12 +1,15 @@
 """Null systems: a Gaussian with the latents' mean and covariance, and a resampler that copies."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_sampling import RANGES, pipeline, rows  # noqa: F401
 
-from brainldm_core import nulls
+from brainldm_core import diffusion, nulls, sampling
+from brainldm_core.covariates import encode
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.samples import reconstruct
 from brainldm_core.training import encode_latents
@@ -44,3 +47,24 @@ def test_the_resampler_takes_the_nearest_row_and_missing_values_do_not_count():
     assert nulls.nearest_by_covariates(training, asked, RANGES).tolist() == [4, 1]
     other = training.assign(sex=["M"] * 5 + ["F"])
     assert nulls.nearest_by_covariates(other, asked, RANGES).tolist() == [5, 5]
+
+
+def test_mean_for_requests_is_the_regression_decoded(pipeline, monkeypatch):  # noqa: F811
+    shape, unet = pipeline.profile.latent_shape, pipeline.unet
+    draw = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(unet, "intercept", torch.randn(shape, generator=draw))
+    monkeypatch.setattr(unet, "slopes", torch.randn(8, *shape, generator=draw))
+    asked = rows(2)
+    asked.loc[1, "age_years"] = np.nan
+    values, present = (torch.from_numpy(part) for part in encode(asked, pipeline.ranges))
+    vectors = diffusion.condition_vector(pipeline.profile.diffusion, values, present)
+    mean = unet.intercept + torch.einsum("bk,kcdhw->bcdhw", vectors, unet.slopes)
+    with torch.inference_mode():
+        expected = sampling.decode(pipeline, mean)[:, 0].numpy()
+    found = nulls.mean_for_requests(pipeline, asked)
+    assert found.std() > 0.01 and np.abs(found - expected).mean() < 0.004  # half precision
+    plain = pipeline.profile.model_copy(
+        update={"diffusion": pipeline.profile.diffusion.model_copy(update={"mean_latent": False})}
+    )
+    with pytest.raises(BrainLDMError, match="no mean_latent"):
+        nulls.mean_for_requests(dataclasses.replace(pipeline, profile=plain), asked)

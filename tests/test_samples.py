@@ -100,7 +100,8 @@ def test_the_stage_asks_for_held_out_rows_and_measures_what_it_keeps(run):
     record = samples.sample_stage(run, progress=False)
     folder, settings = run.stage("samples"), run.profile.sampling
     held_out = samples.load_cohort(run.stage("cohort")).rows("test").head(settings.evaluation_samples)
-    for kind, count in (("real", 4), ("reconstruction", 4), ("ddim", 4), ("ddpm", settings.ddpm_samples)):
+    counts = dict.fromkeys(("real", "reconstruction", "mean", "ddim"), 4) | {"ddpm": settings.ddpm_samples}
+    for kind, count in counts.items():
         volumes = np.load(folder / f"{kind}.npz")["volumes"]
         table = pd.read_csv(folder / f"{kind}.tsv", sep="\t", na_values="n/a")
         assert volumes.shape == (count, *run.profile.grid.shape) and volumes.dtype == np.uint8

@@ -172,10 +172,11 @@ def test_a_cohort_with_ages_is_read_by_its_network(run, monkeypatch):
     assert sweeps.age_reader(made)(np.zeros((2, 1, 1, 1))).tolist() == [0, 1]
 
 
-def test_guidance_in_words():
+def test_departures_from_the_paper_in_words():
     profile = load_profile("tiny")
     plain = profile.model_copy(update={"sampling": profile.sampling.model_copy(update={"guidance_scale": 1.0})})
-    assert "without guidance" in sweeps.guidance_words(plain)
+    assert "without guidance" in sweeps.departures(plain)
     strong = {"guidance_scale": 3.0, "guided": ("brain_volume_ml",)}
     guided = profile.model_copy(update={"sampling": profile.sampling.model_copy(update=strong)})
-    assert "guidance of 3 for `brain_volume_ml`" in sweeps.guidance_words(guided)
+    assert "guidance of 3 for `brain_volume_ml`" in sweeps.departures(guided)
+    assert "mean latent" in sweeps.departures(guided) and "mean" not in sweeps.departures(load_profile("paper"))
