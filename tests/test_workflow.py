@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from brainldm_core import launch
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
-STAGES = ("cohort", "autoencoder", "diffusion", "samples")
+STAGES = ("cohort", "autoencoder", "diffusion", "samples", "brain_age", "baselines", "release")
 
 
 def snapshot(folder: Path, pattern: str = "*") -> dict[str, tuple[str, int]]:
@@ -117,6 +120,28 @@ def test_everything_was_made_and_nothing_in_the_checkout_was_changed(chain):
         assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source)
         assert (chain.run / "results" / f"{name}.json").exists()
     assert chain.changed == set()
+
+
+def test_jobs_of_a_workflow_take_turns_and_others_do_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setenv(launch.ERROR_FILE, str(tmp_path / ".error"))
+    order = []
+
+    def job() -> None:
+        with launch.turn():
+            order.append("second")
+
+    with launch.turn():
+        waiting = threading.Thread(target=job)
+        waiting.start()
+        time.sleep(0.3)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+    with launch.turn():
+        monkeypatch.delenv(launch.ERROR_FILE)
+        with launch.turn():  # typed by hand: no workflow, no turn
+            order.append("third")
+    assert order[-1] == "third"
 
 
 def test_ends_with_the_table_of_results_and_where_the_book_is(chain):
