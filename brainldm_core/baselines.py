@@ -21,8 +21,8 @@ from .networks import (
     build_gan_discriminator,
     build_gan_encoder,
     build_gan_generator,
+    in_batches,
     load_network,
-    mixed_precision,
 )
 from .records import Record, Run, read_record, stage_key
 from .sampling import sample_generator
@@ -153,12 +153,6 @@ def sample_baseline(run: Run, name: str, count: int, seed: int = 0) -> np.ndarra
         raise BrainLDMError(f"baseline {name!r} is unknown; choose one of {', '.join(BASELINES)}")
     network, _ = load_network(run.stage("baselines") / name / WEIGHTS, name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    size, batch, volumes = run.profile.baselines.latent_size, run.profile.sampling.batch_size, []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16"):
-        for start in range(0, count, batch):
-            ids = [min(place, count - 1) for place in range(start, start + batch)]  # padded with the last one
-            latents = torch.stack([torch.randn(size, generator=sample_generator(seed, identity)) for identity in ids])
-            result = network(latents.to(device)).float().clamp(0, 1)
-            volumes.append(result[: count - start, 0].cpu().numpy())
-    return np.concatenate(volumes)
+    size = run.profile.baselines.latent_size
+    latents = torch.stack([torch.randn(size, generator=sample_generator(seed, identity)) for identity in range(count)])
+    return in_batches(network.to(device), latents, run.profile.sampling.batch_size, device)[:, 0].clamp(0, 1).numpy()

@@ -15,6 +15,7 @@ from .errors import BrainLDMError
 from .notebooks import notebook_names, out_of_step, project_root, with_package
 from .records import Run, commit, sha256, write_json, write_text
 from .scoreboard import build_scoreboard, read_scoreboard, scoreboard_markdown
+from .seeds import over_seeds
 
 SOURCES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "CITATION.cff", "LICENSE")
 SCOREBOARD = "<!-- scoreboard -->"  # where book/scoreboard.md has its table
@@ -109,5 +110,7 @@ def build_published_book() -> Path:
             raise BrainLDMError(problem)
     published = sorted((root / "book" / "published").glob("*/results/scoreboard.json"))
     boards = [scoreboard_markdown(read_scoreboard(path.parent.parent)) for path in published]
+    if seeds := over_seeds(path for path in (root / "book" / "published").iterdir() if path.is_dir()):
+        boards.append(f"## Over training seeds\n\n{seeds}")
     build_book(root / "notebooks", root / "_build" / "html", scoreboard="\n\n".join(boards))
     return root / "_build" / "html"

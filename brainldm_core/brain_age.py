@@ -15,7 +15,7 @@ from .conditioning import agreement
 from .dataset import load_cohort
 from .errors import BrainLDMError
 from .loop import draw_rows, fit
-from .networks import build_brain_age, load_network, mixed_precision
+from .networks import build_brain_age, in_batches, load_network
 from .profiles import BrainAge
 from .records import Record, Run, read_record, stage_key
 from .training import WEIGHTS, finish_training, mirrored, prepare_accelerator, update
@@ -75,7 +75,8 @@ def train_brain_age(run: Run, progress: bool = True) -> dict[str, Any]:
         recalibrate(bare, volumes[:CALIBRATION], plan.batch_size)
     fitted = replace(fitted, weights=bare.state_dict())
     held_out, scans = _aged(cohort, "test")
-    found = _predict(bare.eval(), scans, run.profile.sampling.batch_size) * deviation + mean
+    read = in_batches(bare.eval(), scans, run.profile.sampling.batch_size, accelerator.device)
+    found = read.flatten().double().numpy() * deviation + mean
     ceiling = agreement(held_out, found).record()
     facts = {"mean_years": mean, "deviation_years": deviation}
     return finish_training(
@@ -96,9 +97,9 @@ def predict_age(run: Run, volumes: np.ndarray | torch.Tensor) -> np.ndarray:
             f"volumes of shape {tuple(volumes.shape)}: brain age of this run needs (N, {', '.join(map(str, grid))})"
         )
     network, config = load_network(run.stage("brain_age") / WEIGHTS, "brain_age")
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    found = _predict(network, volumes[:, None], run.profile.sampling.batch_size)
-    return found * config["deviation_years"] + config["mean_years"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    read = in_batches(network.to(device), volumes[:, None], run.profile.sampling.batch_size, device)
+    return read.flatten().double().numpy() * config["deviation_years"] + config["mean_years"]
 
 
 def _aged(cohort, split: str) -> tuple[np.ndarray, torch.Tensor]:
@@ -109,17 +110,6 @@ def _aged(cohort, split: str) -> tuple[np.ndarray, torch.Tensor]:
     if not known.any():
         raise BrainLDMError(f"{cohort.folder}: no {split} scan has an age_years; brain age needs a cohort with ages")
     return years[known], cohort.volumes(split)[torch.from_numpy(known)]
-
-
-def _predict(network: torch.nn.Module, volumes: torch.Tensor, batch: int) -> np.ndarray:
-    """Outputs (N,) for volumes (N, 1, D, H, W), in a fixed, padded batch."""
-    device = next(network.parameters()).device
-    outputs = [np.empty(0)]
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16"):
-        for part in volumes.split(batch) if len(volumes) else ():
-            padded = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1, -1)])
-            outputs.append(network(padded.to(device))[: len(part), 0].double().cpu().numpy())
-    return np.concatenate(outputs)
 
 
 def recalibrate(network: torch.nn.Module, volumes: torch.Tensor, batch: int) -> None:

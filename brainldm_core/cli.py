@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("run", help="name of the run, e.g. tiny-atlas, or its folder")
     publish.add_argument("--runs", default="runs", metavar="DIR")
+    publish.add_argument("--results", action="store_true", help="only results and records, for another training seed")
     add("sync", "bring each .ipynb in step with its .py, the file that is edited", commands.run_sync, run=False)
     return parser
 

@@ -238,7 +238,7 @@ def run_publish(args: argparse.Namespace) -> None:
     """Publish a run."""
     from .publish import publish
 
-    for path in publish(_run_folder(args)):
+    for path in publish(_run_folder(args), outputs=not args.results):
         print(path)
 
 

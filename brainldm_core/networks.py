@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,21 @@ def mixed_precision(device: torch.device | None = None) -> str:
         if cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text(encoding="utf-8"):
             return "bf16"
     return "no"
+
+
+def in_batches(
+    function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, batch: int, device: torch.device
+) -> torch.Tensor:
+    """Outputs (N, ...) of a network for inputs (N, ...), float32 on the CPU, computed in batches of one size.
+
+    The last batch is padded with its last row, so that no output depends on what is computed beside it.
+    """
+    outputs = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16"):
+        for part in inputs.split(batch) if len(inputs) else ():
+            padded = torch.cat([part, part[-1:].expand(batch - len(part), *part.shape[1:])])
+            outputs.append(function(padded.to(device))[: len(part)].float().cpu())
+    return torch.cat(outputs) if outputs else torch.empty(0)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -14,7 +14,7 @@ import torch
 from .covariates import Ranges, encode
 from .diffusion import condition_vector
 from .errors import BrainLDMError
-from .networks import mixed_precision
+from .networks import in_batches
 from .sampling import Pipeline, decode
 
 if TYPE_CHECKING:
@@ -40,14 +40,8 @@ def draw_gaussian(latents: torch.Tensor, count: int, seed: int = 0) -> torch.Ten
 
 def decode_all(pipeline: Pipeline, latents: torch.Tensor) -> np.ndarray:
     """Volumes (N, D, H, W) in [0, 1] of latents (N, C, d, h, w) as the autoencoder gives them, in padded batches."""
-    batch, device, volumes = pipeline.profile.sampling.batch_size, pipeline.device, []
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device) == "bf16")
-    with torch.inference_mode(), precision:
-        for part in latents.split(batch):
-            padded = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1, -1)])
-            decoded = decode(pipeline, padded.to(device) * pipeline.latent_scale)
-            volumes.append(decoded[: len(part), 0].cpu().numpy())
-    return np.concatenate(volumes)
+    scaled, batch = latents * pipeline.latent_scale, pipeline.profile.sampling.batch_size
+    return in_batches(lambda part: decode(pipeline, part), scaled, batch, pipeline.device)[:, 0].numpy()
 
 
 def latent_gaussian(pipeline: Pipeline, latents: torch.Tensor, count: int, seed: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BrainLDMError
@@ -18,8 +19,8 @@ from .records import STAGES, Run, open_run, read_json, read_record, sha256, writ
 LIMIT = 1_500_000  # bytes of outputs a notebook
 
 
-def open_finished(folder: Path) -> Run:
-    """The run that lies in a folder, with every notebook run.
+def open_finished(folder: Path, names: Sequence[str] | None = None) -> Run:
+    """The run that lies in a folder, with every notebook run, or at least those named.
 
     Raises:
         BrainLDMError: not a run, or not finished.
@@ -29,7 +30,7 @@ def open_finished(folder: Path) -> Run:
         raise BrainLDMError(f"{folder}: not a run; give the name of one, for instance tiny-atlas")
     facts = read_json(marker)
     run = open_run(facts["profile"]["name"], facts["cohort"], facts["seed"], folder.parent)
-    for name in notebook_names():
+    for name in notebook_names() if names is None else names:
         record = run.stage("notebooks") / f"{name}.record.json"
         if not record.exists():
             raise BrainLDMError(f"{record}: missing; finish the run first: brainldm run all")
@@ -76,18 +77,27 @@ def _strip(value):
     return [_strip(item) for item in value] if isinstance(value, list) else value
 
 
-def publish(folder: Path) -> list[Path]:
+def publish(folder: Path, outputs: bool = True) -> list[Path]:
     """Publish the run in ``folder``; return the files that were written.
+
+    Without ``outputs`` no notebook is touched, and those that were run give their results and records: another training
+    seed beside the one that the pages show.
 
     Raises:
         BrainLDMError: unfinished or changed since, not to be published, outputs too large, or a foreign path in them.
     """
     import nbformat
 
-    run, root = open_finished(Path(folder)), project_root()
+    folder, root = Path(folder), project_root()
+    names = notebook_names()
+    if not outputs:
+        names = [name for name in names if (folder / "notebooks" / f"{name}.record.json").exists()]
+    run = open_finished(folder, names)
+    if not names:
+        raise BrainLDMError(f"{run.folder}: no notebook of it was run; run one first: brainldm run 08")
     check_publishable(run)
     notebooks, texts = {}, {}
-    for name in notebook_names():
+    for name in names if outputs else ():
         source = find_notebook(name)
         notebook = pair(source, nbformat.read(run.stage("notebooks") / f"{name}.ipynb", as_version=4))
         for cell in notebook.cells:
@@ -101,10 +111,11 @@ def publish(folder: Path) -> list[Path]:
     for stage in STAGES:
         if (record := read_record(run.stage(stage))) is not None and stage != "book":
             texts[target / "records" / f"{stage}.json"] = record
-    for name in notebook_names():
+    for name in names:
         texts[target / "records" / f"{name}.json"] = read_json(run.stage("notebooks") / f"{name}.record.json")
-    for path in sorted(run.stage("results").glob("*.json")):
-        texts[target / "results" / path.name] = read_json(path)
+    for name in (*names, "scoreboard") if outputs else names:
+        if (path := run.stage("results") / f"{name}.json").exists():
+            texts[target / "results" / path.name] = read_json(path)
     for path, notebook in notebooks.items():
         write_notebook(notebook, path)
     for path, content in texts.items():

@@ -15,7 +15,7 @@ from . import __version__
 from .covariates import COLUMNS, KEYS, MISSING
 from .dataset import load_cohort, save_volume
 from .morphometry import measure
-from .networks import mixed_precision
+from .networks import in_batches, mixed_precision
 from .records import Record, Run, atomic_folder, atomic_path, read_record, stage_key, write_json
 from .sampling import Pipeline, load_pipeline, sample
 
@@ -179,13 +179,8 @@ def _save_kind(folder: Path, kind: str, volumes: np.ndarray, rows: pd.DataFrame,
 
 def reconstruct(pipeline: Pipeline, volumes: torch.Tensor) -> np.ndarray:
     """What the autoencoder alone makes of volumes (N, 1, D, H, W): posterior mean, decoded; (N, D, H, W) in [0, 1]."""
-    batch, parts = pipeline.profile.sampling.batch_size, []
-    with torch.inference_mode():
-        for part in volumes.split(batch):
-            padded = torch.cat([part, part[-1:].expand(batch - len(part), -1, -1, -1, -1)])
-            result = pipeline.autoencoder.reconstruct(padded.to(pipeline.device))[: len(part), 0]
-            parts.append(result.float().clamp(0, 1).cpu().numpy())
-    return np.concatenate(parts)
+    batch = pipeline.profile.sampling.batch_size
+    return in_batches(pipeline.autoencoder.reconstruct, volumes, batch, pipeline.device)[:, 0].clamp(0, 1).numpy()
 
 
 def sample_stage(run: Run, progress: bool = True) -> dict[str, Any]:

@@ -67,6 +67,18 @@ def test_publishes_outputs_results_and_records_without_paths(checkout):
     assert not any(str(root).encode() in content for content in files(root).values())
 
 
+def test_results_of_another_seed_leave_the_notebooks_alone(checkout):
+    root, run = checkout
+    folder = run("atlas")
+    before = (root / "notebooks" / "00_page.ipynb").read_bytes()
+    written = publish.publish(folder, outputs=False)
+    assert {path.name for path in written} == {"00_page.json", "cohort.json"}
+    assert (root / "notebooks" / "00_page.ipynb").read_bytes() == before
+    (folder / "notebooks" / "00_page.record.json").unlink()
+    with pytest.raises(BrainLDMError, match="no notebook of it was run"):
+        publish.publish(folder, outputs=False)
+
+
 @pytest.mark.parametrize(
     "cohort, words",
     [("ukbiobank", "restricted access"), ("oasis", "OASIS"), ("ixi", "faces"), ("ward7", "no manifest")],
