@@ -71,7 +71,7 @@ settings = run.profile.autoencoder
 #   ```
 #
 # - The **adversarial** term comes from a small second network that learns to tell patches of reconstructions from
-#   patches of real volumes {cite}`esser2021`. It enters late, when reconstructions are worth criticising.
+#   patches of real volumes {cite}`esser2021`. It enters when reconstructions are worth criticising.
 #
 # The weights of this profile:
 
@@ -159,7 +159,7 @@ real, rebuilt = volumes[:, 0].numpy(), decoded[:, 0].numpy()
 # %% [markdown]
 # Side by side, with the difference in the last row:
 
-# %% mystnb={"figure": {"caption": "Held-out volumes (top), their reconstructions (middle) and the difference, reconstruction minus original (bottom; grey values, red where the reconstruction is brighter). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-reconstructions"}, "image": {"alt": "Three rows of axial slices: originals, reconstructions that look alike but smoother, and difference images that are strongest at edges."}}
+# %% mystnb={"figure": {"caption": "Held-out volumes (top), their reconstructions (middle) and the difference, reconstruction minus original (bottom; grey values, red where the reconstruction is brighter). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-reconstructions"}, "image": {"alt": "Three rows of axial slices: originals, reconstructions that look alike but smoother, and difference images of scattered single voxels."}}
 shown = slice(0, 6)
 figures.rows_of(
     {
@@ -171,8 +171,9 @@ figures.rows_of(
 )
 
 # %% [markdown]
-# The difference in {numref}`fig-reconstructions` is largest where tissue meets tissue: edges are what a small latent and a
-# short training lose first. As one number we use the peak signal-to-noise ratio inside the brain mask $M$ (voxels that are not
+# Look at {numref}`fig-reconstructions` for shapes in the last row. Folds or ventricles that can be recognised there have
+# moved or changed their size; single voxels without a pattern are grain, which a small latent cannot keep and a decoder
+# makes anew. As one number we use the peak signal-to-noise ratio inside the brain mask $M$ (voxels that are not
 # background in the original), with grey values in [0, 1]:
 #
 # ```{math}
@@ -279,19 +280,19 @@ assert pages.meets(run, "reconstruction_ventricles_r", ventricles.r), (
 # %% [markdown]
 # ## What we saw
 #
-# - The autoencoder exchanges voxels for a latent a fraction of the size, at the price of fine edges.
+# - The autoencoder exchanges voxels for a latent a fraction of the size, at the price of the grain.
 # - Its loss has four terms. Each exists because the others leave a weakness.
 # - Latents still look like brains, and they are scaled before the diffusion model sees them.
 # - Measured ventricles survive the passage to the extent that the scatter shows. No later chapter can do better.
 #
 # ## Exercises
 #
-# **1 (easy).** The Kullback-Leibler panel rises while the others fall. Why is that not a failure?
+# **1 (easy).** The Kullback-Leibler term stays far above zero to the end. Why is that not a failure?
 #
 # ```{dropdown} Solution
 # To carry information a latent must differ from a standard normal distribution, and the divergence measures exactly
-# that difference. It rises while the encoder learns to say something, and its small weight only keeps it from growing
-# without bound.
+# that difference. At zero every brain would have the same latent. The weight only sets the price: the term settles
+# where more information would cost more than it saves in the other terms.
 # ```
 #
 # **2 (medium).** Decode `mean + sigma * noise` instead of `mean`. How much does the signal-to-noise ratio fall?
