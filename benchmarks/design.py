@@ -57,15 +57,12 @@ def main() -> None:
     trial = Run(
         profile, made["cohort"], options.seed, options.out / ("_".join(options.changes).replace("/", "-") or "as-is")
     )
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    borrowed = (
-        ["cohort"]
-        if any(change.startswith("autoencoder.") for change in options.changes)
-        else ["cohort", "autoencoder"]
-    )
-    for stage in borrowed:
-        if not trial.stage(stage).exists():
-            trial.stage(stage).symlink_to((options.run / stage).resolve())
+    own_autoencoder = any(change.startswith("autoencoder.") for change in options.changes)
+    for stage in ("cohort",) if own_autoencoder else ("cohort", "autoencoder"):
+        place = trial.stage(stage)
+        place.parent.mkdir(parents=True, exist_ok=True)  # the cohort lies with seed 0
+        if not place.exists():
+            place.symlink_to((options.run / stage).resolve())
 
     cohort = load_cohort(trial.stage("cohort"))
     rows = cohort.rows("test").reset_index(drop=True)

@@ -21,12 +21,11 @@ from .metrics import PairMean, ms_ssim, pair_mean
 from .pages import samples
 from .records import Run
 from .samples import quantise
-from .scoreboard import PAPER
+from .scoreboard import METRICS, PAPER
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = {"fid": "FID", "ms_ssim": "MS-SSIM", "four_g_r_ssim": "4-G-R-SSIM"}
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 FEW = ("ldm_1000",)  # thousands of network calls a volume: so few that they have an n of their own
 COLLAPSED = 0.25  # share of the cohort's standard deviation below which samples are one brain again and again

@@ -34,6 +34,7 @@ from .errors import BrainLDMError
 from .profiles import Profile
 from .records import Run, read_json, read_record, write_json
 
+METRICS = {"fid": "FID", "ms_ssim": "MS-SSIM", "four_g_r_ssim": "4-G-R-SSIM"}  # of table 1, as keys begin
 FIELDS = ("unit", "n", "low", "high", "floor", "extractor", "note")
 _FACTS = yaml.safe_load((files(__package__) / "paper.yaml").read_text(encoding="utf-8"))
 

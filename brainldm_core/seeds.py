@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .comparison import METRICS
 from .records import read_json
+from .scoreboard import METRICS
 
 SYSTEMS = {
     "lsgan": "LSGAN",
