@@ -70,27 +70,6 @@ def condition_vector(settings: Diffusion, values: torch.Tensor, present: torch.T
     return settings.condition_gain * values
 
 
-def regress_latents(
-    settings: Diffusion, latents: torch.Tensor, values: torch.Tensor, present: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Intercept (C, d, h, w) and slopes (K, C, d, h, w) of latents (N, C, d, h, w) on their conditioning vectors.
-
-    Ridge regression on standardised covariates, with a penalty of one subject a covariate so that small cohorts do not
-    run wild; a missing covariate counts as average. ``values`` and ``present`` are (N, 4).
-    """
-    known = present.sum(0).clamp(min=1)
-    centre = (values * present).sum(0) / known
-    spread = (((values - centre) ** 2 * present).sum(0) / known).sqrt().clamp(min=1e-6)
-    design = (values - centre) / spread * present
-    mean = latents.mean(0)
-    penalty = values.shape[1] * torch.eye(values.shape[1])
-    solution = torch.linalg.solve(design.T @ design + penalty, design.T @ (latents - mean).flatten(1))
-    rates = solution / spread[:, None]
-    # In the units of ``condition_vector``: of gain x value, then of the flags, which take the centre off.
-    slopes = torch.cat([rates / settings.condition_gain, -centre[:, None] * rates])
-    return mean, slopes.unflatten(1, mean.shape)
-
-
 def predict(unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     """Hybrid conditioning: the vector (B, K) joins the latent (B, C, d, h, w) as maps and as the one context token."""
     maps = condition[:, :, None, None, None].expand(-1, -1, *noisy.shape[2:])

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .errors import BrainLDMError
+from .mean_latent import MeanLatentUNet
 from .profiles import Profile
 from .records import atomic_path
 
@@ -94,32 +95,7 @@ def build_unet(profile: Profile) -> nn.Module:
         cross_attention_dim=width,
         upcast_attention=True,
     )
-    return MeanLatentUNet(unet, width, profile.latent_shape) if settings.mean_latent else unet
-
-
-class MeanLatentUNet(nn.Module):
-    """A UNet that is also shown the mean latent of a request, which a linear regression foretells.
-
-    Most steps of a short training go into finding how the average brain moves with each covariate. Least squares over
-    the training latents finds that at once; what is left to the network is everything else. Not in the paper.
-    """
-
-    def __init__(self, unet: nn.Module, width: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.unet = unet
-        # Buffers: they travel in the checkpoint and are not trained.
-        self.register_buffer("intercept", torch.zeros(shape))
-        self.register_buffer("slopes", torch.zeros(width, *shape))
-
-    def mean_latent(self, condition: torch.Tensor) -> torch.Tensor:
-        """Mean latents (B, C, d, h, w) for conditioning vectors (B, K); float32 also under autocast."""
-        moved = (condition.float()[:, :, None] * self.slopes.flatten(1)).sum(1)
-        return self.intercept + moved.unflatten(1, self.intercept.shape)
-
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """As the UNet inside, the mean latent of the context token (B, 1, K) joined to its input."""
-        mean = self.mean_latent(context[:, 0])
-        return self.unet(torch.cat([x, mean.to(x.dtype)], dim=1), timesteps=timesteps, context=context)
+    return MeanLatentUNet(unet, settings, width, profile.latent_shape) if settings.mean_latent else unet
 
 
 class Levels(nn.Sequential):

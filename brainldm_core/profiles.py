@@ -103,7 +103,7 @@ class Diffusion(_Settings):
     beta_end: float = Field(default=0.0205, gt=0)
     covariate_dropout: float = Field(default=0.0, ge=0, lt=1)
     condition_gain: float = Field(default=1.0, gt=0)
-    mean_latent: bool = False  # the regression's latent for a request is a further input
+    mean_latent: bool = False  # the UNet learns what a linear regression leaves
     timestep_shift: float = Field(default=1.0, gt=0)
     training: Optimisation
 

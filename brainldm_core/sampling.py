@@ -20,6 +20,7 @@ from torch import nn
 from .covariates import COLUMNS, Ranges, encode, warn_outside
 from .diffusion import alpha_bars, condition_vector, predict, split_prediction
 from .errors import BrainLDMError
+from .mean_latent import MeanLatentUNet
 from .networks import load_network, mixed_precision
 from .profiles import Diffusion, Profile
 from .records import sha256
@@ -160,6 +161,8 @@ def denoise(
     weights = sampler_coefficients(settings, timesteps, eta).float().to(device)
     times = torch.tensor(timesteps, device=device)
     latent = noise()
+    if isinstance(unet, MeanLatentUNet):
+        latent = latent + unet.noisy_mean(condition, times[:1])
     for index in range(len(timesteps)):
         time = times[index].expand(len(latent))
         acts = interval[0] <= timesteps[index] / settings.timesteps <= interval[1]

@@ -10,7 +10,7 @@ from torch import nn
 
 from .covariates import encode, fit_ranges
 from .dataset import load_cohort
-from .diffusion import diffusion_loss, regress_latents
+from .diffusion import diffusion_loss
 from .errors import BrainLDMError
 from .loop import LOSSES, STATE, Fit, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence, perceptual_loss
@@ -176,7 +176,7 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
     accelerator = prepare_accelerator()
     unet = build_unet(profile)
     if settings.mean_latent:
-        unet.intercept, unet.slopes = regress_latents(settings, mean * scale, values, present)
+        scale = unet.fit(mean, sigma, values, present)
     unet = accelerator.prepare(unet)
     plan = settings.training
     optimiser = torch.optim.AdamW(unet.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)

@@ -169,10 +169,19 @@ pages.say(
 # \bar z(c) = a + \sum_k b_k\, c_k ,
 # ```
 #
-# with an intercept $a$ and slopes $b_k$ of the size of a latent. A profile with `mean_latent` stacks $\bar z(c)$ onto
-# the input as further channels. Its weights stay fixed; what to make of it is left to the network. This is not in the
-# paper, and it changes what the correlations at the end of this chapter can show. So one panel there shows the
-# regression alone: $\bar z(c)$ decoded, without any diffusion.
+# with an intercept $a$ and slopes $b_k$ of the size of a latent. A profile with `mean_latent` takes it off: the network
+# sees what is left of the noisy latent, and predicts what is left of the velocity $v$ {cite}`mardani2023`,
+#
+# ```{math}
+# :label: eq-residual
+# v_\theta(z_t, t, c) = f_\theta\big(z_t - \sqrt{\bar\alpha_t}\, \bar z(c),\ \bar z(c),\ t, c\big) - \sqrt{1 - \bar\alpha_t}\; \bar z(c) .
+# ```
+#
+# Latents are then scaled so that what is left has a standard deviation of 1. To the sampler nothing changes, but for its
+# start: the last time step still holds a hundredth of the mean latent, so sampling begins with noise around
+# $\sqrt{\bar\alpha_T}\, \bar z(c)$. The regression's weights stay fixed; what to make of it is left to the network. This
+# is not in the paper, and it changes what the correlations at the end of this chapter can show. So one panel there shows
+# the regression alone: $\bar z(c)$ decoded, without any diffusion.
 
 # %% tags=["hide-input"]
 pages.say(

@@ -95,34 +95,3 @@ def test_loss_is_the_mean_squared_error_of_the_replayed_draws():
     noisy = bars.sqrt() * latent + (1 - bars).sqrt() * noise
     velocity = bars.sqrt() * noise - (1 - bars).sqrt() * latent
     assert torch.allclose(loss, ((noisy * 0.5 - velocity) ** 2).mean(), atol=1e-6)
-
-
-def test_regression_finds_linear_latents_and_takes_missing_covariates_as_average():
-    draw = torch.Generator().manual_seed(0)
-    settings = TINY.model_copy(update={"condition_gain": 3.0, "mask_channels": True})
-    values = torch.rand(4000, 4, generator=draw)
-    rates, offset = torch.randn(4, 3, 2, 2, 2, generator=draw), torch.randn(3, 2, 2, 2, generator=draw)
-    latents = offset + torch.einsum("nk,kcdhw->ncdhw", values, rates)
-    noisy = latents + 0.01 * torch.randn(latents.shape, generator=draw)
-    intercept, slopes = diffusion.regress_latents(settings, noisy, values, torch.ones(4000, 4))
-
-    def foretold(present):
-        vectors = diffusion.condition_vector(settings, values, present)
-        return intercept + torch.einsum("nk,kcdhw->ncdhw", vectors, slopes)
-
-    assert torch.allclose(foretold(torch.ones(4000, 4)), latents, atol=0.02)
-    assert torch.allclose(foretold(torch.zeros(4000, 4)), latents.mean(0), atol=0.02)
-    without_age = values.clone()
-    without_age[:, 1] = values[:, 1].mean()
-    expected = offset + torch.einsum("nk,kcdhw->ncdhw", without_age, rates)
-    assert torch.allclose(foretold(torch.tensor([[1.0, 0, 1, 1]]).expand(4000, -1)), expected, atol=0.02)
-
-
-def test_regression_of_a_few_subjects_stays_near_their_mean():
-    draw = torch.Generator().manual_seed(1)
-    values, latents = torch.rand(3, 4, generator=draw), torch.randn(3, 1, 2, 2, 2, generator=draw)
-    values[:, 0] = 1.0  # all of one sex: nothing can be learned from it
-    intercept, slopes = diffusion.regress_latents(TINY, latents, values, torch.ones(3, 4))
-    assert torch.allclose(intercept, latents.mean(0)) and not slopes[0].any()
-    foretold = torch.einsum("nk,kcdhw->ncdhw", diffusion.condition_vector(TINY, values, torch.ones(3, 4)), slopes)
-    assert foretold.abs().max() < (latents - latents.mean(0)).abs().max()

@@ -37,24 +37,6 @@ def test_networks_map_the_profile_shapes(name):
     assert output.shape == (2, *profile.latent_shape)
 
 
-def test_mean_latent_joins_the_input_of_the_unet_and_travels_in_its_state():
-    seen = {}
-
-    class Inner(torch.nn.Module):
-        def forward(self, x, timesteps, context):
-            seen.update(x=x, timesteps=timesteps, context=context)
-            return x[:, :3]
-
-    network = networks.MeanLatentUNet(Inner(), 8, (3, 2, 2, 2))
-    network.intercept, network.slopes = torch.randn(3, 2, 2, 2), torch.randn(8, 3, 2, 2, 2)
-    inputs, context, times = torch.randn(2, 11, 2, 2, 2), torch.rand(2, 1, 8), torch.tensor([1, 2])
-    network(inputs, timesteps=times, context=context)
-    expected = network.intercept + torch.einsum("bk,kcdhw->bcdhw", context[:, 0], network.slopes)
-    assert torch.equal(seen["x"][:, :11], inputs) and torch.allclose(seen["x"][:, 11:], expected, atol=1e-5)
-    assert torch.equal(seen["timesteps"], times) and torch.equal(seen["context"], context)
-    assert set(network.state_dict()) == {"intercept", "slopes"}
-
-
 def test_log_variance_starts_at_the_profile_bias():
     _, sigma = networks.build_autoencoder(SMOKE).encode(torch.rand(2, 1, *SMOKE.grid.shape))
     assert torch.allclose(sigma, torch.full_like(sigma, torch.e ** (SMOKE.autoencoder.log_variance_bias / 2)))

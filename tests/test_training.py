@@ -99,7 +99,7 @@ def test_latents_are_cached_with_mean_deviation_and_unit_scale(trained):
     run, _, record = trained
     mean, sigma, scale = training.cached_latents(run, run.stage("diffusion"), torch.empty(0))
     assert mean.shape == sigma.shape == (12, *run.profile.latent_shape)  # six volumes and their mirror images
-    assert scale == record["results"]["latent_scale"]
+    assert scale < record["results"]["latent_scale"]  # smoke has a mean latent: what it leaves is smaller
     drawn = (mean + sigma * torch.randn(mean.shape)) * scale
     assert float(drawn.std()) == pytest.approx(1, abs=0.1)
 
