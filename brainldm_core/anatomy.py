@@ -5,15 +5,18 @@ The ``atlas`` anatomy comes from the MNI152 2009a maps that ship inside nilearn,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import BrainLDMError
+from .records import atomic_path
 from .warps import grid_points, look_up, potential_flow
 
 CHANNELS = ("csf", "grey", "white", "lateral", "texture")
+FLOW_MM = 2.0
 TEMPLATE_MEANS = {"csf": 0.28, "grey": 0.65, "white": 0.87}  # medians of T1 where one tissue has > 0.9
 
 
@@ -40,6 +43,20 @@ class Anatomy:
         )
         origin = tuple(start + self.spacing_mm / 2 for start in self.origin_mm)
         return Anatomy(self.name, maps, flow, origin, 2 * self.spacing_mm)
+
+    def save(self, path: Path) -> None:
+        """Write to an ``.npz`` file."""
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.savez(file, **asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> Anatomy:
+        """Read what ``save`` wrote."""
+        with np.load(path) as content:
+            origin = tuple(content["origin_mm"].tolist())
+            return Anatomy(
+                str(content["name"]), content["maps"], content["flow"], origin, float(content["spacing_mm"])
+            )
 
     def volumes(self) -> dict[str, float]:
         """Volumes of the anatomy itself."""
@@ -100,7 +117,20 @@ def make_anatomy(name: str, maps: np.ndarray, affine: np.ndarray, spacing_mm: fl
     shape = tuple(int(side) for side in np.ceil((last - first - 1) * voxel / spacing_mm) + 1)
     points = grid_points(shape, start, spacing_mm)
     resampled = look_up(torch.from_numpy(maps)[None], points, start, voxel)[0].numpy()
-    return Anatomy(name, resampled, ventricle_flow(resampled, spacing_mm), tuple(start.tolist()), float(spacing_mm))
+    anatomy = Anatomy(name, resampled, np.zeros_like(resampled[:3]), tuple(start.tolist()), float(spacing_mm))
+    return replace(anatomy, flow=smooth_flow(anatomy))
+
+
+def smooth_flow(anatomy: Anatomy) -> np.ndarray:
+    """The ventricles' flow (3, D, H, W) of an anatomy, solved on voxels of 2 mm or more: it is smooth everywhere."""
+    import torch
+
+    if anatomy.spacing_mm >= FLOW_MM:
+        return ventricle_flow(anatomy.maps, anatomy.spacing_mm)
+    coarse = anatomy.coarser()
+    points = grid_points(anatomy.maps.shape[1:], anatomy.origin_mm, anatomy.spacing_mm)
+    flow = torch.from_numpy(smooth_flow(coarse))[None]
+    return look_up(flow, points, coarse.origin_mm, coarse.spacing_mm)[0].numpy()
 
 
 def ventricle_flow(maps: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -108,7 +138,10 @@ def ventricle_flow(maps: np.ndarray, spacing_mm: float) -> np.ndarray:
 
     The ventricles grow at the cost of white matter; nothing crosses the skull, so the head keeps its size.
     """
-    inside = maps[:4].sum(0) > 0.5
+    from scipy import ndimage
+
+    pieces, _ = ndimage.label(maps[:4].sum(0) > 0.5)
+    inside = pieces == np.bincount(pieces[pieces > 0]).argmax()  # a loose voxel would have no solution
     source, sink = maps[3] * inside, maps[2] * inside
     density = (source / source.sum() - sink / sink.sum()) * 1000 / spacing_mm**3
     return potential_flow(density, inside, spacing_mm)

@@ -36,10 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("doctor", "say what this machine can do and what is missing", commands.run_doctor, run=False)
     prepare = add(
-        "prepare", "make the cohort: simulated (atlas), or your own scans (bids FOLDER)", commands.run_prepare
+        "prepare",
+        "make the cohort: simulated (atlas, or anatomies FOLDER), or your own scans (bids FOLDER)",
+        commands.run_prepare,
     )
-    prepare.add_argument("source", choices=["atlas", "bids"])
-    prepare.add_argument("bids", nargs="?", type=Path, metavar="FOLDER", help="BIDS folder with a participants.tsv")
+    prepare.add_argument("source", choices=["atlas", "anatomies", "bids"])
+    prepare.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="label maps; or BIDS with a participants.tsv"
+    )
     prepare.add_argument("--out", type=Path, metavar="DIR", help="put the volumes here instead of in the run")
     add("train", "train a network, or go on with its training", commands.run_train).add_argument(
         "network", choices=["autoencoder", "diffusion", "baselines", "brain_age"]

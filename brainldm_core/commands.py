@@ -30,6 +30,11 @@ def _open(args: argparse.Namespace, bids: Path | None = None) -> Run:
     args.begun = None if folder.exists() else folder
     run = open_run(args.profile, args.cohort, args.seed, args.runs)
     if args.cohort != "atlas" and bids is None and not (run.stage("cohort") / "record.json").exists():
+        if args.cohort == "anatomies":
+            raise BrainLDMError(
+                "cohort 'anatomies' needs label maps, and data_manifests/anatomies.yaml says where to get some; "
+                "then: brainldm prepare anatomies FOLDER"
+            )
         raise BrainLDMError(f"cohort {run.cohort!r} is unknown; choose atlas, or give your scans: --bids FOLDER")
     return run
 
@@ -65,23 +70,24 @@ def run_prepare(args: argparse.Namespace) -> None:
     from .launch import cores
 
     if args.source == "bids":
-        if args.bids is None:
+        if args.folder is None:
             raise BrainLDMError("prepare bids: which folder? brainldm prepare bids FOLDER")
         from .preprocess import prepare_bids
 
-        run = _open(args, args.bids)
-        _stage(run, "cohort", lambda: prepare_bids(args.bids, run, args.out, workers=cores()))
+        run = _open(args, args.folder)
+        _stage(run, "cohort", lambda: prepare_bids(args.folder, run, args.out, workers=cores()))
         if args.out is not None:
             forget(args.begun)  # the volumes lie elsewhere: no run was meant
     else:
         from .simulate import simulate_cohort
 
-        if args.bids is not None or args.out is not None or args.cohort not in (None, "atlas"):
-            raise BrainLDMError(
-                "prepare atlas: takes no folder, --out or other --cohort; for scans: prepare bids FOLDER"
-            )
-        run = _open(args)
-        _stage(run, "cohort", lambda: simulate_cohort(run, workers=cores()))
+        if args.out is not None or args.cohort not in (None, args.source):
+            raise BrainLDMError(f"prepare {args.source}: takes no --out or other --cohort; for scans: prepare bids FOLDER")
+        if args.source == "atlas" and args.folder is not None:
+            raise BrainLDMError("prepare atlas: takes no folder; for scans: prepare bids FOLDER")
+        args.cohort = args.source
+        run = _open(args, args.folder)
+        _stage(run, "cohort", lambda: simulate_cohort(run, workers=cores(), labels=args.folder))
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ measured on the result.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import Anatomy, atlas_anatomy, volumes_ml
-from .covariates import MISSING, REFERENCE_ICV_ML, draw_covariates
+from .anatomies import assign_anatomies, ensure_anatomies, shape_of
+from .anatomy import Anatomy, volumes_ml
+from .covariates import COLUMNS, MISSING, REFERENCE_ICV_ML, draw_covariates
 from .dataset import labels_path, save_nifti, save_volume, volume_path, write_tables
 from .errors import BrainLDMError
 from .profiles import CohortSize, Grid
@@ -29,6 +31,8 @@ from .records import Record, Run, read_json, read_record, settings_hash, write_j
 from .warps import grid_points, integrate, look_up, random_warp
 
 CENTRE_MM = (0.0, -18.0, 8.0)  # the point that head scaling leaves in place
+ANATOMIES = "anatomies"  # folder of a cohort in the making
+REQUESTED = (*COLUMNS, "intracranial_volume_ml")
 COHORT_SEED = 0  # a cohort is shared by all training seeds
 
 
@@ -48,9 +52,11 @@ class Look:
     texture: float = 0.9
     bias: float = 0.02
     noise: float = 0.012
+    grain: float = 0.0  # standard deviation of the signal inside tissue, where an anatomy brings no texture of its own
 
 
-LOOK = Look()
+LOOKS = {"atlas": Look(), "anatomies": Look(sharpness=2.5, grain=0.02)}
+"""How each simulated cohort varies; the sulci of label maps were softened more than those of the template."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,8 @@ def render(warped: np.ndarray, age_years: float, factor: int, rng: np.random.Gen
     csf, grey, white, lateral, texture = warped
     grey_mean = look.grey_at_60 + look.grey_per_year * (age_years - 60) + look.grey_sd * rng.standard_normal()
     image = look.csf * (csf + lateral) + grey_mean * grey + look.white * white + look.texture * texture
+    if look.grain:
+        image = image + look.grain * (grey + white) * _speckle(image.shape, rng)
     tissue = np.stack([csf, grey, white, lateral])
     tissue, image = (_average(field, factor) for field in (tissue, image[None]))
     inside = tissue.sum(0)
@@ -160,6 +168,14 @@ def render(warped: np.ndarray, age_years: float, factor: int, rng: np.random.Gen
     return image.astype(np.float32), labels
 
 
+def _speckle(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Random field (D, H, W) of unit deviation: half of it varies from voxel to voxel, half over about four."""
+    from scipy import ndimage
+
+    parts = [ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width) for width in (0.6, 2.0)]
+    return sum(part / (part.std() * 2**0.5) for part in parts)
+
+
 def _average(field: np.ndarray, factor: int) -> np.ndarray:
     """Mean over blocks of ``factor`` voxels a side of (C, D, H, W): the partial volume of a larger voxel."""
     channels, *sides = field.shape
@@ -167,7 +183,7 @@ def _average(field: np.ndarray, factor: int) -> np.ndarray:
     return field.reshape(channels, *blocks).mean((2, 4, 6))
 
 
-def simulate_subject(anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: int, look: Look = LOOK) -> Subject:
+def simulate_subject(anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: int, look: Look = LOOKS["atlas"]) -> Subject:
     """One person from requested covariates; every random choice follows from ``seed``."""
     rng = np.random.default_rng([COHORT_SEED, seed])
     size = float(row["intracranial_volume_ml"])
@@ -193,85 +209,104 @@ def cut_splits(ids: list[str], size: CohortSize) -> dict[str, str]:
     return dict(zip(order, names, strict=True))
 
 
-def simulate_cohort(run: Run, workers: int = 2, progress: bool = True) -> dict[str, Any]:
+def simulate_cohort(run: Run, workers: int = 2, progress: bool = True, labels: Path | None = None) -> dict[str, Any]:
     """Ensure the ``cohort`` stage of a simulated run: volumes, labels and a table of measured covariates.
 
     Subjects that an earlier, interrupted call finished are kept.
+
+    Args:
+        labels: folder of label maps, for the cohort ``anatomies``.
+
+    Raises:
+        BrainLDMError: another cohort than ``atlas`` or ``anatomies``, or label maps are missing or no label maps.
     """
     from tqdm import tqdm
 
     folder = run.stage("cohort")
     if (done := read_record(folder)) is not None:
         return done
-    if run.cohort != "atlas":
+    if run.cohort not in LOOKS:
         raise BrainLDMError(f"cohort {run.cohort!r}: is not simulated; choose atlas, or prepare a BIDS folder")
-    size = run.profile.cohort
+    if (run.cohort == "atlas") != (labels is None):
+        raise BrainLDMError(f"cohort {run.cohort!r}: " + ("takes no label maps" if labels else "needs label maps"))
+    look, size, grid = LOOKS[run.cohort], run.profile.cohort, run.profile.grid
     count = size.train + size.validation + size.test
-    grid = run.profile.grid
     spacing = grid.spacing_mm / working_factor(grid)
     settings = {
         "cohort": run.cohort,
         "grid": grid.model_dump(mode="json"),
         "subjects": size.model_dump(mode="json"),
-        "look": asdict(LOOK),
+        "look": asdict(look),
         "working_spacing_mm": spacing,
     }
     record = Record(folder, "simulate.simulate_cohort", settings, {}, seed=COHORT_SEED)
-    anatomy = atlas_anatomy(spacing)
-    record.inputs["anatomy"] = _array_hash(anatomy)
+    sources = ensure_anatomies(labels, folder / ANATOMIES, spacing, workers)
+    record.inputs |= {f"anatomy {name}": _array_hash(Anatomy.load(path)) for name, path in sources.items()}
     table = draw_covariates(count, np.random.default_rng(COHORT_SEED))
     ids = [f"sub-{number:04d}" for number in range(1, count + 1)]
+    splits = cut_splits(ids, size)
+    table.insert(0, "participant_id", ids)
+    table.insert(1, "session_id", MISSING)
+    table.insert(2, "split", [splits[name] for name in ids])
+    shapes = {name: shape_of(path) for name, path in sources.items()}
+    table["anatomy"] = assign_anatomies(table, table["split"], shapes, np.random.default_rng([COHORT_SEED, 1]))
     key = settings_hash([settings, record.inputs])
-    jobs = [(name, dict(row), folder, key) for name, row in zip(ids, table.to_dict("records"), strict=True)]
+    # In the order of their anatomies, so that a worker reads each of them few times.
+    jobs = [
+        (row["participant_id"], row, sources[row["anatomy"]], folder, key)
+        for row in table.sort_values("anatomy", kind="stable").to_dict("records")
+    ]
     show = progress and sys.stderr.isatty()
     with tqdm(total=count, desc="simulate", unit="brain", disable=not show, file=sys.stderr) as bar:
         measured = {}
-        for name, values in _run_jobs(jobs, anatomy, grid, workers):
+        for name, values in _run_jobs(jobs, grid, look, workers):
             measured[name] = values
             bar.update()
-    splits = cut_splits(ids, size)
     misses = {}
     for column in ("ventricular_volume_ml", "brain_volume_ml", "intracranial_volume_ml"):
         found = np.array([measured[name][column] for name in ids])
         misses[column] = round(float(np.abs(found / table[column].to_numpy(float) - 1).max()), 4)
         table[column] = found
-    table.insert(0, "participant_id", ids)
-    table.insert(1, "session_id", MISSING)
-    table.insert(2, "split", [splits[name] for name in ids])
     write_tables(folder, table, facts={"simulated": True, "brain_only": True, "publishable": True})
     images = [volume_path(folder, name) for name in ids]
-    return record.finish([folder / "participants.tsv", *images], subjects=count, largest_relative_miss=misses)
+    done = record.finish([folder / "participants.tsv", *images], subjects=count, largest_relative_miss=misses)
+    shutil.rmtree(folder / ANATOMIES)
+    return done
 
 
-def _simulate_to(job: tuple[str, dict[str, Any], Path, str]) -> tuple[str, dict[str, float]]:
+def _simulate_to(job: tuple[str, dict[str, Any], Path, Path, str]) -> tuple[str, dict[str, float]]:
     """Simulate and write one subject, unless its sidecar says that it is there already."""
-    name, row, folder, key = job
+    name, row, source, folder, key = job
     path = volume_path(folder, name)
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
     if sidecar.exists() and (content := read_json(sidecar)).get("settings") == key:
         return name, content["measured"]
-    subject = simulate_subject(_WORKER["anatomy"], _WORKER["grid"], row, seed=int(name.removeprefix("sub-")))
+    if _WORKER.get("source") != source:
+        _WORKER.update(source=source, anatomy=Anatomy.load(source))
+    number = int(name.removeprefix("sub-"))
+    subject = simulate_subject(_WORKER["anatomy"], _WORKER["grid"], row, number, _WORKER["look"])
     affine = _WORKER["grid"].affine
     save_volume(path, subject.image, affine)
     save_nifti(labels_path(folder, name), subject.labels, affine)
-    content = {"SkullStripped": True, "measured": subject.measured, "requested": row, "settings": key}
-    write_json(sidecar, content)
+    requested = {name: value for name, value in row.items() if name in REQUESTED}
+    content = {"SkullStripped": True, "measured": subject.measured, "requested": requested, "settings": key}
+    write_json(sidecar, content | {"anatomy": row["anatomy"]})
     return name, subject.measured
 
 
 _WORKER: dict[str, Any] = {}  # what each worker process simulates from
 
 
-def _start_worker(anatomy: Anatomy, grid: Grid) -> None:
+def _start_worker(grid: Grid, look: Look) -> None:
     import torch
 
     torch.set_num_threads(1)  # one core a worker; results do not depend on the number of workers
-    _WORKER.update(anatomy=anatomy, grid=grid)
+    _WORKER.update(grid=grid, look=look)
 
 
-def _run_jobs(jobs: list[Any], anatomy: Anatomy, grid: Grid, workers: int) -> Iterator[tuple[str, dict[str, float]]]:
+def _run_jobs(jobs: list[Any], grid: Grid, look: Look, workers: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Subjects as they are finished, by ``workers`` processes (fresh ones: forking after threads can hang)."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (anatomy, grid)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (grid, look)) as pool:
         yield from pool.map(_simulate_to, jobs, chunksize=2)
 
 
