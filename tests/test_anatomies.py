@@ -1,0 +1,177 @@
+"""Anatomies from label maps: labels become tissue, people are split and assigned, subjects meet their request."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from brainldm_core import anatomies, dataset, label_maps, registration, simulate
+from brainldm_core.anatomy import Anatomy
+from brainldm_core.errors import BrainLDMError
+from brainldm_core.records import open_run
+
+
+def head(lateral_mm: float = 12.0, seed: int = 0) -> np.ndarray:
+    """Label map (D, H, W) of 2 mm voxels: CSF around a cortex with sulci, white matter, two ventricles, skull."""
+    x, y, z = np.meshgrid(*(np.linspace(-95, 95, 96),) * 3, indexing="ij")
+    radius = np.sqrt((x / 62) ** 2 + (y / 80) ** 2 + (z / 60) ** 2)
+    labels = np.zeros(radius.shape, np.int32)
+    labels[radius < 1.25] = 507
+    labels[radius < 1.12] = 24
+    labels[radius < 0.98] = 3
+    labels[radius < 0.84] = 2
+    labels[(np.abs(np.sin((x + 3 * seed) / 9)) < 0.3) & (radius > 0.8) & (radius < 0.98)] = 24
+    for side, label in ((-1, 4), (1, 43)):
+        tube = ((x - side * 14) / lateral_mm) ** 2 + (y / 38) ** 2 + ((z - 10) / lateral_mm) ** 2
+        labels[tube < 1] = label
+    labels[(abs(x) < 3) & (y < -60) & (radius < 0.7)] = 899 - 500  # 399: a label that nobody knows
+    return labels
+
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+AFFINE[:3, 3] = np.array([-95.0, -113.0, -87.0])
+
+
+@pytest.fixture
+def maps(tmp_path, monkeypatch):
+    """A folder of four label maps whose registration is known: they lie in MNI space already."""
+    placed = registration.Registration(np.eye(4), 1.0, 1.0, 1.0, 0.8, True)
+    monkeypatch.setattr(registration, "register", lambda volume, affine: placed)
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for number, width in enumerate((8, 11, 14, 18)):
+        nib.save(nib.Nifti1Image(head(width, number).astype(np.int16), AFFINE), folder / f"person_{number}.nii.gz")
+    return folder
+
+
+def test_labels_become_tissue_that_keeps_its_volume(maps):
+    found = label_maps.find_label_maps(maps)
+    assert list(found) == [f"person_{number}" for number in range(4)]
+    anatomy = label_maps.label_anatomy(found["person_1"], 2.5)
+    labels = head(11, 1)
+    volumes = anatomy.volumes()
+    assert volumes["lateral"] == pytest.approx(np.isin(labels, (4, 43)).sum() * 8e-3, rel=0.03)
+    assert volumes["brain"] == pytest.approx((np.isin(labels, (2, 3)) | (labels == 399)).sum() * 8e-3, rel=0.03)
+    # CSF outside the closed brain is gone, that of the sulci is not.
+    assert 1.005 < volumes["intracranial"] / (volumes["brain"] + volumes["lateral"]) < 1.12
+    assert anatomy.maps[:4].min() >= 0 and anatomy.maps[:4].sum(0).max() <= 1.001
+    x = anatomy.origin_mm[0] + 2.5 * np.arange(anatomy.maps.shape[1])
+    assert abs((anatomy.maps[3].sum((1, 2)) * x).sum() / anatomy.maps[3].sum()) < 1.5
+
+
+def test_structures_have_their_share_of_white_and_unknown_labels_that_of_their_neighbours():
+    labels = np.array([[[2, 3, 10, 1035, 3002, 507, 24, 4]]], np.int32)
+    tissue = label_maps.tissue_maps(label_maps.only_known(labels))[:, 0, 0]
+    white = label_maps.WHITE_SHARE[10]
+    expected = {"csf": [0, 0, 0, 0, 0, 0, 1, 0], "grey": [0, 1, 1 - white, 1, 0, 0, 0, 0]}
+    np.testing.assert_allclose(tissue[0], expected["csf"])
+    np.testing.assert_allclose(tissue[1], expected["grey"], atol=1e-6)
+    np.testing.assert_allclose(tissue[2], [1, 0, white, 0, 1, 0, 0, 0], atol=1e-6)
+    assert label_maps.only_known(np.array([[[2, 136, 163, 3, 0]]]))[0, 0].tolist() == [2, 2, 3, 3, 0]
+
+
+def test_softened_sulci_keep_sums_and_the_ratio_of_grey_and_white():
+    maps = label_maps.tissue_maps(label_maps.only_known(head()))
+    soft = label_maps.soften_sulci(maps, 1.0)
+    np.testing.assert_allclose(soft.sum(0), maps.sum(0), atol=1e-5)
+    deep = maps[2] > 0.99
+    assert (soft[1][deep] < 1e-6).all(), "white matter turns no grey"
+    assert soft[0].sum() == pytest.approx(maps[0].sum(), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "is no label map"),
+        (np.random.default_rng(0).random((8, 8, 8)).astype(np.float32), "not one volume of whole numbers"),
+        (np.zeros((8, 8, 8, 2), np.int16), "not one volume of whole numbers"),
+        (np.full((8, 8, 8), 2, np.int16), "no lateral ventricles or no cortex"),
+    ],
+)
+def test_what_is_no_label_map_of_a_brain_is_refused(content, message, tmp_path):
+    path = tmp_path / "wrong.nii.gz"
+    path.write_bytes(b"not a volume") if content is None else nib.save(nib.Nifti1Image(content, np.eye(4)), path)
+    with pytest.raises(BrainLDMError, match=message):
+        label_maps.label_anatomy(path, 2.5)
+
+
+def test_folders_without_enough_label_maps_are_refused(tmp_path):
+    with pytest.raises(BrainLDMError, match="holds no label maps"):
+        label_maps.find_label_maps(tmp_path)
+    (tmp_path / "one.nii.gz").touch()
+    with pytest.raises(BrainLDMError, match="each split needs a person of its own"):
+        anatomies.ensure_anatomies(tmp_path, tmp_path / "out", 2.5, 1)
+
+
+def test_twenty_people_split_14_3_3_and_nobody_is_in_two_splits():
+    names = [f"training_seg_{number:02d}" for number in range(1, 21)]
+    splits = anatomies.split_anatomies(names)
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [14, 3, 3]
+    assert sorted(sum(splits.values(), [])) == names and splits == anatomies.split_anatomies(names[::-1])
+    assert [len(part) for part in anatomies.split_anatomies(names[:3]).values()] == [1, 1, 1]
+    assert anatomies.split_anatomies(["atlas"]) == dict.fromkeys(("train", "validation", "test"), ["atlas"])
+
+
+def test_rows_go_to_people_of_their_split_who_are_near_in_shape():
+    rng = np.random.default_rng(0)
+    names = [f"p{number}" for number in range(20)]
+    shapes = {name: (float(np.exp(rng.normal(-3.8, 0.6))), float(rng.normal(0.87, 0.03))) for name in names}
+    count = 600
+    table = pd.DataFrame({"intracranial_volume_ml": np.full(count, 1400.0)})
+    table["ventricular_volume_ml"] = 1400 * np.exp(rng.normal(-3.8, 0.5, count))
+    table["brain_volume_ml"] = 1369 * rng.normal(0.87, 0.02, count)
+    splits = ["train"] * 400 + ["validation"] * 100 + ["test"] * 100
+    chosen = anatomies.assign_anatomies(table, splits, shapes, np.random.default_rng(1))
+    groups = anatomies.split_anatomies(names)
+    assert all(name in groups[split] for name, split in zip(chosen, splits, strict=True))
+    assert len(set(chosen[:400])) >= 12
+    asked = np.log(table["ventricular_volume_ml"] / 1400)[:400]
+    own = np.log([shapes[name][0] for name in chosen[:400]])
+    assert np.corrcoef(asked, own)[0, 1] > 0.5
+    assert chosen == anatomies.assign_anatomies(table, splits, shapes, np.random.default_rng(1))
+
+
+def test_an_anatomy_comes_back_from_its_file(maps, tmp_path):
+    anatomy = label_maps.label_anatomy(maps / "person_2.nii.gz", 5.0)
+    anatomy.save(tmp_path / "one.npz")
+    again = Anatomy.load(tmp_path / "one.npz")
+    assert (again.name, again.origin_mm, again.spacing_mm) == ("person_2", anatomy.origin_mm, 5.0)
+    assert np.array_equal(again.maps, anatomy.maps) and np.array_equal(again.flow, anatomy.flow)
+
+
+def test_a_cohort_of_people_measures_what_it_made(maps, tmp_path, monkeypatch):
+    spacing = 10.0 / simulate.working_factor(open_run("smoke", "anatomies", root=tmp_path).profile.grid)
+    for name, path in label_maps.find_label_maps(maps).items():  # in this process, where registration is known
+        label_maps.label_anatomy(path, spacing).save(tmp_path / f"{name}.npz")
+    made = {path.stem: path for path in tmp_path.glob("*.npz")}
+    monkeypatch.setattr(simulate, "ensure_anatomies", lambda *_: made)
+    run = open_run("smoke", "anatomies", root=tmp_path)
+    (run.stage("cohort") / simulate.ANATOMIES).mkdir(parents=True)
+    record = simulate.simulate_cohort(run, workers=1, progress=False, labels=maps)
+    cohort = dataset.load_cohort(run.stage("cohort"))
+    groups = anatomies.split_anatomies(list(made))
+    assert all(row.anatomy in groups[row.split] for row in cohort.table.itertuples())
+    assert {f"anatomy {name}" for name in made} <= set(record["inputs"])
+    sidecar = dataset.volume_path(run.stage("cohort"), "sub-0001").with_suffix("").with_suffix(".json")
+    assert json.loads(sidecar.read_text())["anatomy"] == cohort.table["anatomy"].iloc[0]
+    assert not (run.stage("cohort") / simulate.ANATOMIES).exists()
+    with pytest.raises(BrainLDMError, match="needs label maps"):
+        simulate.simulate_cohort(open_run("smoke", "anatomies", 0, tmp_path / "other"), progress=False)
+
+
+def test_a_real_label_map_becomes_a_person_near_the_template(shared_data):
+    anatomy = label_maps.label_anatomy(shared_data / "synthseg_labels" / "training_seg_03.nii.gz", 5.0)
+    volumes = anatomy.volumes()
+    assert volumes["lateral"] == pytest.approx(12, rel=0.1) and volumes["brain"] == pytest.approx(1415, rel=0.02)
+    assert 0.83 < volumes["brain"] / volumes["intracranial"] < 0.92
+    y, z = (
+        start + 5.0 * (anatomy.maps[3].sum(others) * np.arange(side)).sum() / anatomy.maps[3].sum()
+        for start, side, others in zip(
+            anatomy.origin_mm[1:], anatomy.maps.shape[2:], ((0, 2), (0, 1)), strict=True
+        )
+    )
+    assert -30 < y < 0 and 5 < z < 25, "ventricles where the template has them"
