@@ -34,7 +34,9 @@ def ensure_anatomies(labels: Path | None, folder: Path, spacing_mm: float, worke
 
     sources = {"atlas": None} if labels is None else find_label_maps(labels)
     if labels is not None and len(sources) < 3:
-        raise BrainLDMError(f"{labels}: has {len(sources)} label maps; each split needs a person of its own, so 3 or more")
+        raise BrainLDMError(
+            f"{labels}: has too few label maps ({len(sources)}); each split needs a person of its own, so 3 or more"
+        )
     paths = {name: folder / f"{name}-{spacing_mm:g}mm.npz" for name in sources}
     missing = [(source, paths[name], spacing_mm) for name, source in sources.items() if not paths[name].exists()]
     if labels is None:

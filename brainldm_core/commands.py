@@ -82,7 +82,9 @@ def run_prepare(args: argparse.Namespace) -> None:
         from .simulate import simulate_cohort
 
         if args.out is not None or args.cohort not in (None, args.source):
-            raise BrainLDMError(f"prepare {args.source}: takes no --out or other --cohort; for scans: prepare bids FOLDER")
+            raise BrainLDMError(
+                f"prepare {args.source}: takes no --out or other --cohort; for scans: prepare bids FOLDER"
+            )
         if args.source == "atlas" and args.folder is not None:
             raise BrainLDMError("prepare atlas: takes no folder; for scans: prepare bids FOLDER")
         args.cohort = args.source

@@ -183,7 +183,9 @@ def _average(field: np.ndarray, factor: int) -> np.ndarray:
     return field.reshape(channels, *blocks).mean((2, 4, 6))
 
 
-def simulate_subject(anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: int, look: Look = LOOKS["atlas"]) -> Subject:
+def simulate_subject(
+    anatomy: Anatomy, grid: Grid, row: dict[str, Any], seed: int, look: Look = LOOKS["atlas"]
+) -> Subject:
     """One person from requested covariates; every random choice follows from ``seed``."""
     rng = np.random.default_rng([COHORT_SEED, seed])
     size = float(row["intracranial_volume_ml"])
@@ -288,7 +290,7 @@ def _simulate_to(job: tuple[str, dict[str, Any], Path, Path, str]) -> tuple[str,
     affine = _WORKER["grid"].affine
     save_volume(path, subject.image, affine)
     save_nifti(labels_path(folder, name), subject.labels, affine)
-    requested = {name: value for name, value in row.items() if name in REQUESTED}
+    requested = {column: row[column] for column in REQUESTED}
     content = {"SkullStripped": True, "measured": subject.measured, "requested": requested, "settings": key}
     write_json(sidecar, content | {"anatomy": row["anatomy"]})
     return name, subject.measured

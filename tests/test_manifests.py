@@ -48,7 +48,7 @@ def test_only_what_may_be_shown_is_publishable():
 
 
 def test_unknown_and_broken_manifests_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(BrainLDMError, match="'nobody' has no manifest; choose one of atlas"):
+    with pytest.raises(BrainLDMError, match="'nobody' has no manifest; choose one of anatomies, atlas"):
         manifests.load_manifest("nobody")
     good = (manifests.FOLDER / "oasis.yaml").read_text()
     monkeypatch.setattr(manifests, "FOLDER", tmp_path)
