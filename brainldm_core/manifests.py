@@ -1,4 +1,4 @@
-"""Manifests: where a cohort comes from, what may be done with it, and how its table becomes our covariates.
+"""Manifests: where data and weights come from, what may be done with them, and how tables become our covariates.
 
 ``data_manifests/<name>.yaml`` has one file a data set; ``data_manifests/schema.json`` is its JSON schema. A folder of
 scans without a manifest may use our own column names, or the names ``age`` and ``sex`` of BIDS.
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parent.parent / "data_manifests"
 
+COHORTS = ("simulated", "bids")
+"""Kinds that a model is trained on; the others are files that something else is made of."""
+
+CHECKSUM = "^(md5:[0-9a-f]{32}|(sha1|git):[0-9a-f]{40}|sha256:[0-9a-f]{64})$"
+
 _FACTORS = {"years": 1.0, "months": 1 / 12, "weeks": 7 / 365.25, "days": 1 / 365.25}
 _FACTORS |= {"ml": 1.0, "cm3": 1.0, "mm3": 1e-3, "l": 1e3}
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
@@ -35,8 +40,20 @@ class Source(_Entry):
 
     url: str
     version: str
-    bytes: int | None = Field(default=None, description="Size of the download; null where it differs by user")
-    checksum: str | None = Field(default=None, pattern="^(md5|sha256):[0-9a-f]+$")
+
+
+class File(_Entry):
+    """A file to be had at an address."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        description="Its name in our folder, and in a mirror's",
+    )
+    url: str = Field(pattern="^https?://")
+    bytes: int | None = Field(description="Exact size; null: not known")
+    about: str | None = Field(default=None, description="Size in words, where bytes is not known")
+    checksum: str | None = Field(pattern=CHECKSUM, description="git is the SHA-1 of a git blob; null: not known")
+    unpack: bool = Field(default=False, description="Whether it is a tar or zip to unpack into a folder of its name")
 
 
 class Column(_Entry):
@@ -58,12 +75,16 @@ class Column(_Entry):
 
 
 class Manifest(_Entry):
-    """A data set: its source, its terms, and its columns."""
+    """A data set, or weights: source, files, terms, and columns of its table."""
 
     name: str
     title: str
-    kind: Literal["simulated", "bids"]
+    kind: Literal["simulated", "bids", "labels", "volumes", "weights"]
     source: list[Source]
+    files: list[File] = Field(default=[], description="What brainldm data fetch gets")
+    torrent: str | None = Field(default=None, pattern="^[0-9a-f]{40}$", description="Info-hash of a torrent")
+    agreement: str | None = Field(default=None, description="Address of terms to accept before files are fetched")
+    obtain: str = Field(default="", description="How to get what cannot be fetched")
     licence: str
     citation: list[str]
     access: Literal["open", "restricted"]
@@ -116,10 +137,10 @@ def load_manifest(name: str) -> Manifest:
 
 
 def find_manifest(*names: str) -> Manifest | None:
-    """Manifest of the first of ``names`` that has one, whatever its case."""
+    """Manifest of a cohort: of the first of ``names`` that has one, whatever its case."""
     known = set(manifest_names())
-    found = [name.lower() for name in names if name.lower() in known]
-    return load_manifest(found[0]) if found else None
+    found = (load_manifest(name.lower()) for name in names if name.lower() in known)
+    return next((manifest for manifest in found if manifest.kind in COHORTS), None)
 
 
 def publishable(cohort: str) -> tuple[bool, str]:

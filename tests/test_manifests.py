@@ -27,10 +27,15 @@ def read(path, text, manifest=None, strict=True):
 def test_every_manifest_follows_the_schema_that_lies_beside_it():
     schema = json.loads((manifests.FOLDER / "schema.json").read_text())
     assert schema == json.loads(json.dumps(manifests.json_schema()))
-    assert {"atlas", "ixi", "oasis", "ukbiobank"} <= set(manifests.manifest_names())
+    cohorts = {"anatomies", "atlas", "ixi", "oasis", "ukbiobank"}
+    others = {"brain-ldm-bundle", "ldm-100k", "lpips", "medicalnet", "neurite-oasis", "sfcn", "synthseg-labels"}
+    assert set(manifests.manifest_names()) == cohorts | others
     for name in manifests.manifest_names():
         jsonschema.validate(yaml.safe_load((manifests.FOLDER / f"{name}.yaml").read_text()), schema)
-        assert set(cov.COLUMNS) <= set(manifests.load_manifest(name).columns)
+        manifest = manifests.load_manifest(name)
+        assert set(cov.COLUMNS) <= set(manifest.columns) or (name in others and not manifest.columns)
+        assert (manifest.kind in manifests.COHORTS) == (name in cohorts)
+        assert manifest.files or manifest.obtain or manifest.kind == "simulated"
 
 
 def test_only_what_may_be_shown_is_publishable():
@@ -41,6 +46,8 @@ def test_only_what_may_be_shown_is_publishable():
         "ukbiobank": "restricted",
         "ixi": "faces",
         "my_patients": "no manifest",
+        "sfcn": "no manifest",  # a folder that happens to have the name of weights
+        "SFCN": "no manifest",
     }.items():
         allowed, reason = manifests.publishable(name)
         assert not allowed
