@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import commands
+from . import commands, data_commands
 from .errors import BrainLDMError
 
 ABOUT = "Brains from latent diffusion: every stage, notebook and page of a run, and samples from trained weights."
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     add("doctor", "say what this machine can do and what is missing", commands.run_doctor, run=False)
+    _add_data(add("data", "list, fetch and verify data sets and weights that others give", None, run=False))
     prepare = add(
         "prepare",
         "make the cohort: simulated (atlas, or anatomies FOLDER), or your own scans (bids FOLDER)",
@@ -42,7 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("source", choices=["atlas", "anatomies", "bids"])
     prepare.add_argument(
-        "folder", nargs="?", type=Path, metavar="FOLDER", help="label maps; or BIDS with a participants.tsv"
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="label maps (default: the fetched synthseg-labels); or BIDS with a participants.tsv",
     )
     prepare.add_argument("--out", type=Path, metavar="DIR", help="put the volumes here instead of in the run")
     add("train", "train a network, or go on with its training", commands.run_train).add_argument(
@@ -104,6 +109,30 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--results", action="store_true", help="only results and records, for another training seed")
     add("sync", "bring each .ipynb in step with its .py, the file that is edited", commands.run_sync, run=False)
     return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """What ``brainldm data`` can do."""
+    subcommands = parser.add_subparsers(dest="data", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, function) -> argparse.ArgumentParser:
+        command = subcommands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(function=function)
+        return command
+
+    add("list", "what there is, its licence and size, where to get it, and whether it is here", data_commands.run_list)
+    fetch = add("fetch", "get files, check them, unpack archives; goes on where it stopped", data_commands.run_fetch)
+    fetch.add_argument("name", metavar="NAME", help="see brainldm data list")
+    fetch.add_argument("--out", type=Path, metavar="DIR", help="default: a folder of that name in BRAINLDM_DATA")
+    fetch.add_argument("--from", dest="mirror", metavar="DIR_OR_URL", help="a copy of the files, in a folder or online")
+    fetch.add_argument("--agree", action="store_true", help="you have read and accept the terms of the data")
+    verify = add("verify", "read files again and list what is missing or changed", data_commands.run_verify)
+    verify.add_argument("name", metavar="NAME")
+    verify.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="default: where fetch puts it")
+    table = add("table", "make participants.tsv from an export of UK Biobank's fields", data_commands.run_table)
+    table.add_argument("name", choices=["ukbiobank"])
+    table.add_argument("fields", type=Path, metavar="FIELDS.csv", help="with eid, sex, age and the two volumes")
+    table.add_argument("--out", type=Path, default=Path("participants.tsv"), metavar="FILE")
 
 
 def _say(message: str) -> None:

@@ -32,8 +32,8 @@ def _open(args: argparse.Namespace, bids: Path | None = None) -> Run:
     if args.cohort != "atlas" and bids is None and not (run.stage("cohort") / "record.json").exists():
         if args.cohort == "anatomies":
             raise BrainLDMError(
-                "cohort 'anatomies' needs label maps, and data_manifests/anatomies.yaml says where to get some; "
-                "then: brainldm prepare anatomies FOLDER"
+                "cohort 'anatomies' needs label maps: brainldm data fetch synthseg-labels gets some; then: "
+                "brainldm prepare anatomies, or with others: brainldm prepare anatomies FOLDER"
             )
         raise BrainLDMError(f"cohort {run.cohort!r} is unknown; choose atlas, or give your scans: --bids FOLDER")
     return run
@@ -79,6 +79,7 @@ def run_prepare(args: argparse.Namespace) -> None:
         if args.out is not None:
             forget(args.begun)  # the volumes lie elsewhere: no run was meant
     else:
+        from .fetch import fetched
         from .simulate import simulate_cohort
 
         if args.out is not None or args.cohort not in (None, args.source):
@@ -87,6 +88,8 @@ def run_prepare(args: argparse.Namespace) -> None:
             )
         if args.source == "atlas" and args.folder is not None:
             raise BrainLDMError("prepare atlas: takes no folder; for scans: prepare bids FOLDER")
+        if args.source == "anatomies" and args.folder is None:
+            args.folder = fetched("synthseg-labels")
         args.cohort = args.source
         run = _open(args, args.folder)
         _stage(run, "cohort", lambda: simulate_cohort(run, workers=cores(), labels=args.folder))

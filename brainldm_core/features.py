@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from .errors import BrainLDMError
+from .fetch import data_folder
 from .records import sha256
 
 MEDICALNET_FILE = "resnet_50_23dataset.pth"
@@ -158,7 +158,7 @@ def medicalnet_extractor(path: Path, expected: str = MEDICALNET_SHA256) -> Extra
     """
     path = Path(path)
     if not path.is_file():
-        raise BrainLDMError(f"{path}: no such file; put MedicalNet's {MEDICALNET_FILE} there, or use the offline one")
+        raise BrainLDMError(f"{path}: no such file; get it with brainldm data fetch medicalnet, or use the offline one")
     found = sha256(path)
     if found != expected:
         raise BrainLDMError(f"{path}: SHA-256 is {found}, {expected} was expected; fetch {MEDICALNET_FILE} again")
@@ -180,19 +180,15 @@ def medicalnet_extractor(path: Path, expected: str = MEDICALNET_SHA256) -> Extra
     return Extractor("MedicalNet ResNet-50", found, True, lambda x: network.to(x.device)(_z_score(x)))
 
 
-def data_folder() -> Path:
-    """Where foreign files lie: the folder in BRAINLDM_DATA, else ``~/.cache/brainldm``."""
-    return Path(os.environ.get("BRAINLDM_DATA") or Path.home() / ".cache" / "brainldm")
-
-
 def default_extractor() -> Extractor:
-    """MedicalNet when its file lies in ``data_folder()``, else the offline one.
+    """MedicalNet when its file was fetched or lies in ``data_folder()``, else the offline one.
 
     Raises:
         BrainLDMError: MedicalNet's file is there but is another one.
     """
-    path = data_folder() / MEDICALNET_FILE
-    return medicalnet_extractor(path) if path.exists() else offline_extractor()
+    places = (data_folder() / "medicalnet" / MEDICALNET_FILE, data_folder() / MEDICALNET_FILE)
+    path = next((path for path in places if path.exists()), None)
+    return medicalnet_extractor(path) if path else offline_extractor()
 
 
 def extract(extractor: Extractor, volumes: np.ndarray | torch.Tensor, batch: int = 8) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 from brainldm_core import cli
 
 COMMANDS = ("doctor", "prepare", "train", "samples", "miniature", "sample", "release", "verify", "run", "book")
-COMMANDS += ("publish", "sync")
+COMMANDS += ("publish", "sync", "data")
 
 
 def call(capsys, *words) -> tuple[int, str, str]:
@@ -72,10 +72,15 @@ def test_unknown_words_and_options_are_errors(words, capsys):
         (["sample", "--ventricles", "45kg"], "'45kg': not a quantity in ml"),
         (["sample", "--weights", "nowhere"], "nowhere: holds no trained weights"),
         (["publish", "nothing"], "nothing: not a run"),
+        (["data", "fetch", "nobody"], "data set 'nobody' has no manifest"),
+        (["data", "fetch", "ukbiobank"], "ukbiobank: cannot be fetched. Only by application"),
+        (["data", "fetch", "sfcn", "--from", "nowhere"], "--from nowhere: no such folder"),
+        (["data", "verify", "sfcn", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRAINLDM_DATA", str(tmp_path))
     code, out, err = call(capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith("brainldm: ") and message in err and err.count("\n") == 1

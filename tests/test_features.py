@@ -222,6 +222,11 @@ def test_default_takes_medicalnet_where_it_lies(saved, monkeypatch, tmp_path):
     (tmp_path / features.MEDICALNET_FILE).write_bytes(b"something else")
     with pytest.raises(BrainLDMError, match="SHA-256"):  # a broken file is said, not passed over
         features.default_extractor()
+    (tmp_path / "medicalnet").mkdir()
+    fetched = tmp_path / "medicalnet" / features.MEDICALNET_FILE
+    fetched.write_bytes(b"something fetched")
+    with pytest.raises(BrainLDMError, match=f"{fetched}: SHA-256"):
+        features.default_extractor()
     monkeypatch.setattr(features, "MEDICALNET_SHA256", saved[1])
     monkeypatch.setenv("BRAINLDM_DATA", str(saved[0].parent))
     monkeypatch.delenv("BRAINLDM_DATA")
