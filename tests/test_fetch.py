@@ -139,10 +139,12 @@ def test_a_server_without_ranges_starts_afresh(server, brains, ranges):
     assert server.log[0][0] == "bytes=1000-"
 
 
-@pytest.mark.parametrize(("ranges", "requests"), [(True, [416]), ("silent", [416, 200])])
-def test_nothing_left_to_send(server, brains, ranges, requests):
+@pytest.mark.parametrize(
+    ("ranges", "more", "requests"), [(True, b"", [416]), ("silent", b"", [416, 200]), (True, b"more", [416, 200])]
+)
+def test_nothing_left_to_send(server, brains, ranges, more, requests):
     folder = brains(file_of(CONTENT, "brain.bin", server.address, bytes=None))
-    partial(folder, len(CONTENT))
+    partial(folder).write_bytes(CONTENT + more)
     server.ranges = ranges
     fetch.fetch("brains")
     assert [status for _, status, _ in server.log] == requests

@@ -58,6 +58,7 @@ LINK, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
         tar_of(("good", b"g"), ("pipe", (tarfile.FIFOTYPE, ""))),
         tar_of(("good", b"g"), ("null", (tarfile.CHRTYPE, ""))),
         zip_of(("good", b"g"), ("../evil", b"x")),
+        zip_of(("good", b"g"), ("a/../..", b"x")),
         zip_of(("good", b"g"), ("/{root}/evil", b"x")),
         zip_of(("good", b"g"), ("..\\evil", b"x")),
         zip_of(("good", b"g"), ("C:evil", b"x")),
