@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy, atlas_anatomy
-from .covariates import RESIDUAL_SD
+from .covariates import REFERENCE_ICV_ML, RESIDUAL_SD
+from .dataset import SPLITS, assign_splits, hash_order
 from .errors import BrainLDMError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-HELD_OUT = 0.15  # of the people, for validation and for test each
 
 
 def ensure_anatomies(labels: Path | None, folder: Path, spacing_mm: float, workers: int) -> dict[str, Path]:
@@ -39,10 +39,7 @@ def ensure_anatomies(labels: Path | None, folder: Path, spacing_mm: float, worke
         )
     paths = {name: folder / f"{name}-{spacing_mm:g}mm.npz" for name in sources}
     missing = [(source, paths[name], spacing_mm) for name, source in sources.items() if not paths[name].exists()]
-    if labels is None:
-        for job in missing:
-            _make(job)
-    elif missing:
+    if missing:
         with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn")) as pool:
             list(pool.map(_make, missing))
     return paths
@@ -56,42 +53,44 @@ def _make(job: tuple[Path | None, Path, float]) -> None:
     anatomy.save(path)
 
 
-def shape_of(path: Path) -> tuple[float, float]:
-    """Shares of the lateral ventricles and of the brain in the head of an anatomy."""
-    volumes = Anatomy.load(path).volumes()
-    return volumes["lateral"] / volumes["intracranial"], volumes["brain"] / volumes["intracranial"]
+@dataclass(frozen=True)
+class Facts:
+    """What a cohort has to know of an anatomy: its hash, and the shares of ventricles and brain in its head."""
+
+    sha256: str
+    lateral: float
+    brain: float
+
+
+def facts_of(path: Path) -> Facts:
+    """Facts of the anatomy in a file."""
+    anatomy = Anatomy.load(path)
+    volumes = anatomy.volumes()
+    digest = hashlib.sha256(anatomy.maps.tobytes() + anatomy.flow.tobytes()).hexdigest()
+    return Facts(digest, volumes["lateral"] / volumes["intracranial"], volumes["brain"] / volumes["intracranial"])
 
 
 def split_anatomies(names: Sequence[str]) -> dict[str, list[str]]:
-    """People of each split, ordered by the hash of their name: about 70, 15 and 15 %, and at least one each.
-
-    A single anatomy, the template, is in all three.
-    """
-    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    if len(order) == 1:
-        return dict.fromkeys(("train", "validation", "test"), order)
-    held = max(1, round(HELD_OUT * len(order)))
-    return {"train": order[: -2 * held], "validation": order[-2 * held : -held], "test": order[-held:]}
+    """People of each split, as participants are split; a single anatomy, the template, is in all three."""
+    if len(names) == 1:
+        return {split: list(names) for split in SPLITS}
+    chosen = assign_splits(names)
+    return {split: [name for name in hash_order(names) if chosen[name] == split] for split in SPLITS}
 
 
-def assign_anatomies(
-    table: pd.DataFrame, splits: Sequence[str], shapes: Mapping[str, tuple[float, float]], rng: np.random.Generator
-) -> list[str]:
+def assign_anatomies(table: pd.DataFrame, people: Mapping[str, Facts], rng: np.random.Generator) -> list[str]:
     """An anatomy for each row, from its own split: the nearer its shape to the request, the likelier.
 
     Likelihoods are exp(-d^2 / 2); d counts residual standard deviations of log ventricles and of the brain's share,
     so that nobody is bent far out of shape, and every person serves for many rows.
     """
-    from .covariates import REFERENCE_ICV_ML
-
-    groups = split_anatomies(list(shapes))
+    groups = split_anatomies(list(people))
     fraction = table["brain_volume_ml"].to_numpy(float) / REFERENCE_ICV_ML
     lateral = np.log(table["ventricular_volume_ml"] / table["intracranial_volume_ml"]).to_numpy(float)
     chosen = []
-    for row, split in enumerate(splits):
-        own = np.array([shapes[name] for name in groups[split]])
-        steps = np.stack([np.log(own[:, 0]) - lateral[row], own[:, 1] - fraction[row]], axis=1) / RESIDUAL_SD[:2]
-        distance = (steps**2).sum(1) / 2
+    for row, split in enumerate(table["split"]):
+        own = np.array([(np.log(people[name].lateral), people[name].brain) for name in groups[split]])
+        distance = (((own - (lateral[row], fraction[row])) / RESIDUAL_SD[:2]) ** 2).sum(1) / 2
         weights = np.exp(distance.min() - distance)
         chosen.append(groups[split][rng.choice(len(weights), p=weights / weights.sum())])
     return chosen

@@ -25,24 +25,21 @@ class Anatomy:
     """Source of a simulated subject on a grid in MNI mm.
 
     ``maps`` (5, D, H, W): CSF outside the lateral ventricles, grey, white, lateral ventricles, T1 texture;
-    ``flow`` (3, D, H, W): velocity in mm for one millilitre of growth of the lateral ventricles.
+    ``flow`` (3, d, h, w): velocity in mm for one millilitre of growth of the lateral ventricles, on a grid of its own
+    with voxels of 2 mm or more, as it is smooth everywhere.
     """
 
     name: str
     maps: np.ndarray
-    flow: np.ndarray
     origin_mm: tuple[float, float, float]
     spacing_mm: float
+    flow: np.ndarray
+    flow_origin_mm: tuple[float, float, float]
+    flow_spacing_mm: float
 
     def coarser(self) -> Anatomy:
-        """The same anatomy on voxels twice as wide."""
-        import torch
-
-        maps, flow = (
-            torch.nn.functional.avg_pool3d(torch.from_numpy(field), 2).numpy() for field in (self.maps, self.flow)
-        )
-        origin = tuple(start + self.spacing_mm / 2 for start in self.origin_mm)
-        return Anatomy(self.name, maps, flow, origin, 2 * self.spacing_mm)
+        """The same anatomy, its maps on voxels twice as wide."""
+        return replace(self, **_coarser(self.maps, self.origin_mm, self.spacing_mm))
 
     def save(self, path: Path) -> None:
         """Write to an ``.npz`` file."""
@@ -53,10 +50,7 @@ class Anatomy:
     def load(path: Path) -> Anatomy:
         """Read what ``save`` wrote."""
         with np.load(path) as content:
-            origin = tuple(content["origin_mm"].tolist())
-            return Anatomy(
-                str(content["name"]), content["maps"], content["flow"], origin, float(content["spacing_mm"])
-            )
+            return Anatomy(**{key: value if value.ndim > 1 else _plain(value) for key, value in content.items()})
 
     def volumes(self) -> dict[str, float]:
         """Volumes of the anatomy itself."""
@@ -117,20 +111,26 @@ def make_anatomy(name: str, maps: np.ndarray, affine: np.ndarray, spacing_mm: fl
     shape = tuple(int(side) for side in np.ceil((last - first - 1) * voxel / spacing_mm) + 1)
     points = grid_points(shape, start, spacing_mm)
     resampled = look_up(torch.from_numpy(maps)[None], points, start, voxel)[0].numpy()
-    anatomy = Anatomy(name, resampled, np.zeros_like(resampled[:3]), tuple(start.tolist()), float(spacing_mm))
-    return replace(anatomy, flow=smooth_flow(anatomy))
+    fine = {"maps": resampled, "origin_mm": tuple(start.tolist()), "spacing_mm": float(spacing_mm)}
+    coarse = fine
+    while coarse["spacing_mm"] < FLOW_MM:
+        coarse = _coarser(**coarse)
+    flow = ventricle_flow(coarse["maps"], coarse["spacing_mm"])
+    return Anatomy(name, **fine, flow=flow, flow_origin_mm=coarse["origin_mm"], flow_spacing_mm=coarse["spacing_mm"])
 
 
-def smooth_flow(anatomy: Anatomy) -> np.ndarray:
-    """The ventricles' flow (3, D, H, W) of an anatomy, solved on voxels of 2 mm or more: it is smooth everywhere."""
+def _coarser(maps: np.ndarray, origin_mm: tuple[float, ...], spacing_mm: float) -> dict[str, Any]:
+    """Maps averaged over voxels twice as wide, with their grid."""
     import torch
 
-    if anatomy.spacing_mm >= FLOW_MM:
-        return ventricle_flow(anatomy.maps, anatomy.spacing_mm)
-    coarse = anatomy.coarser()
-    points = grid_points(anatomy.maps.shape[1:], anatomy.origin_mm, anatomy.spacing_mm)
-    flow = torch.from_numpy(smooth_flow(coarse))[None]
-    return look_up(flow, points, coarse.origin_mm, coarse.spacing_mm)[0].numpy()
+    pooled = torch.nn.functional.avg_pool3d(torch.from_numpy(maps), 2).numpy()
+    origin = tuple(start + spacing_mm / 2 for start in origin_mm)
+    return {"maps": pooled, "origin_mm": origin, "spacing_mm": 2 * spacing_mm}
+
+
+def _plain(value: np.ndarray) -> Any:
+    """A number, a text or a tuple of numbers from the array that ``np.savez`` made of it."""
+    return tuple(value.tolist()) if value.ndim else value.item()
 
 
 def ventricle_flow(maps: np.ndarray, spacing_mm: float) -> np.ndarray:

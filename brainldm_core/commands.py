@@ -80,7 +80,7 @@ def run_prepare(args: argparse.Namespace) -> None:
             forget(args.begun)  # the volumes lie elsewhere: no run was meant
     else:
         from .fetch import fetched
-        from .simulate import simulate_cohort
+        from .simulate_run import simulate_cohort
 
         if args.out is not None or args.cohort not in (None, args.source):
             raise BrainLDMError(

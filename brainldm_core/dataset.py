@@ -117,13 +117,24 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return volume, affine
 
 
+def hash_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of their hashes: as good as shuffled, and the same everywhere."""
+    return sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+
+
+def cut_splits(ids: Iterable[str], sizes: dict[str, int]) -> dict[str, str]:
+    """Split of each participant: the order of hashes of ids, cut into parts of given ``sizes``."""
+    names = [split for split in SPLITS for _ in range(sizes[split])]
+    return dict(zip(hash_order(ids), names, strict=True))
+
+
 def assign_splits(ids: Iterable[str], shares: tuple[float, float] = (0.15, 0.15)) -> dict[str, str]:
     """Split of each participant by the order of hashes of ids: about ``shares`` for validation and test, at least one.
 
     Raises:
         BrainLDMError: fewer than three participants.
     """
-    order = sorted(set(ids), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    order = hash_order(ids)
     if len(order) < 3:
         raise BrainLDMError(
             f"cohort of {len(order)} participants: at least 3 are needed, one for each split; add scans"

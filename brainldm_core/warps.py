@@ -36,6 +36,16 @@ def integrate(velocity: Any, origin: Any, spacing: float, squarings: int = 4) ->
     return displacement
 
 
+def jacobian_determinant(displacement: Any, spacing: float) -> Any:
+    """Determinant (D, H, W) of the gradient of x + displacement, (1, 3, D, H, W) in mm; positive: nothing folds."""
+    import torch
+
+    rows = [torch.stack(torch.gradient(part, spacing=spacing)) for part in displacement[0]]
+    for axis, row in enumerate(rows):
+        row[axis] += 1
+    return (rows[0] * torch.linalg.cross(rows[1], rows[2], dim=0)).sum(0)
+
+
 def random_warp(
     rng: np.random.Generator, extent_mm: np.ndarray, centre_mm: tuple[float, ...], rms_mm: float, wavelength_mm: float
 ) -> tuple[Any, np.ndarray, float]:

@@ -34,7 +34,7 @@ from brainldm_core.covariates import COLUMNS, encode, fit_ranges
 from brainldm_core.dataset import LABELS, SPLITS, load_cohort
 from brainldm_core.morphometry import segment
 from brainldm_core.runner import finish_notebook
-from brainldm_core.simulate import simulate_cohort
+from brainldm_core.simulate_run import simulate_cohort
 
 run = pages.begin(profile, cohort, seed, runs)
 if run.cohort == "atlas":

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainldm_core import anatomies, dataset, label_maps, registration, simulate
+from brainldm_core import anatomies, dataset, label_maps, registration, simulate, simulate_run
 from brainldm_core.anatomy import Anatomy
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.records import open_run
@@ -119,20 +119,22 @@ def test_twenty_people_split_14_3_3_and_nobody_is_in_two_splits():
 def test_rows_go_to_people_of_their_split_who_are_near_in_shape():
     rng = np.random.default_rng(0)
     names = [f"p{number}" for number in range(20)]
-    shapes = {name: (float(np.exp(rng.normal(-3.8, 0.6))), float(rng.normal(0.87, 0.03))) for name in names}
+    people = {
+        name: anatomies.Facts("", float(np.exp(rng.normal(-3.8, 0.6))), float(rng.normal(0.87, 0.03))) for name in names
+    }
     count = 600
     table = pd.DataFrame({"intracranial_volume_ml": np.full(count, 1400.0)})
     table["ventricular_volume_ml"] = 1400 * np.exp(rng.normal(-3.8, 0.5, count))
     table["brain_volume_ml"] = 1369 * rng.normal(0.87, 0.02, count)
-    splits = ["train"] * 400 + ["validation"] * 100 + ["test"] * 100
-    chosen = anatomies.assign_anatomies(table, splits, shapes, np.random.default_rng(1))
+    table["split"] = ["train"] * 400 + ["validation"] * 100 + ["test"] * 100
+    chosen = anatomies.assign_anatomies(table, people, np.random.default_rng(1))
     groups = anatomies.split_anatomies(names)
-    assert all(name in groups[split] for name, split in zip(chosen, splits, strict=True))
+    assert all(name in groups[split] for name, split in zip(chosen, table["split"], strict=True))
     assert len(set(chosen[:400])) >= 12
     asked = np.log(table["ventricular_volume_ml"] / 1400)[:400]
-    own = np.log([shapes[name][0] for name in chosen[:400]])
+    own = np.log([people[name].lateral for name in chosen[:400]])
     assert np.corrcoef(asked, own)[0, 1] > 0.5
-    assert chosen == anatomies.assign_anatomies(table, splits, shapes, np.random.default_rng(1))
+    assert chosen == anatomies.assign_anatomies(table, people, np.random.default_rng(1))
 
 
 def test_an_anatomy_comes_back_from_its_file(maps, tmp_path):
@@ -141,6 +143,9 @@ def test_an_anatomy_comes_back_from_its_file(maps, tmp_path):
     again = Anatomy.load(tmp_path / "one.npz")
     assert (again.name, again.origin_mm, again.spacing_mm) == ("person_2", anatomy.origin_mm, 5.0)
     assert np.array_equal(again.maps, anatomy.maps) and np.array_equal(again.flow, anatomy.flow)
+    assert (again.flow_origin_mm, again.flow_spacing_mm) == (anatomy.flow_origin_mm, 5.0)
+    coarse = anatomy.coarser()
+    assert coarse.spacing_mm == 10.0 and coarse.volumes() == pytest.approx(anatomy.volumes(), rel=0.02)
 
 
 def test_a_cohort_of_people_measures_what_it_made(maps, tmp_path, monkeypatch):
@@ -148,19 +153,19 @@ def test_a_cohort_of_people_measures_what_it_made(maps, tmp_path, monkeypatch):
     for name, path in label_maps.find_label_maps(maps).items():  # in this process, where registration is known
         label_maps.label_anatomy(path, spacing).save(tmp_path / f"{name}.npz")
     made = {path.stem: path for path in tmp_path.glob("*.npz")}
-    monkeypatch.setattr(simulate, "ensure_anatomies", lambda *_: made)
+    monkeypatch.setattr(simulate_run, "ensure_anatomies", lambda *_: made)
     run = open_run("smoke", "anatomies", root=tmp_path)
-    (run.stage("cohort") / simulate.ANATOMIES).mkdir(parents=True)
-    record = simulate.simulate_cohort(run, workers=1, progress=False, labels=maps)
+    (run.stage("cohort") / simulate_run.ANATOMIES).mkdir(parents=True)
+    record = simulate_run.simulate_cohort(run, workers=1, progress=False, labels=maps)
     cohort = dataset.load_cohort(run.stage("cohort"))
     groups = anatomies.split_anatomies(list(made))
     assert all(row.anatomy in groups[row.split] for row in cohort.table.itertuples())
     assert {f"anatomy {name}" for name in made} <= set(record["inputs"])
     sidecar = dataset.volume_path(run.stage("cohort"), "sub-0001").with_suffix("").with_suffix(".json")
     assert json.loads(sidecar.read_text())["anatomy"] == cohort.table["anatomy"].iloc[0]
-    assert not (run.stage("cohort") / simulate.ANATOMIES).exists()
+    assert not (run.stage("cohort") / simulate_run.ANATOMIES).exists()
     with pytest.raises(BrainLDMError, match="needs label maps"):
-        simulate.simulate_cohort(open_run("smoke", "anatomies", 0, tmp_path / "other"), progress=False)
+        simulate_run.simulate_cohort(open_run("smoke", "anatomies", 0, tmp_path / "other"), progress=False)
 
 
 def test_a_real_label_map_becomes_a_person_near_the_template(shared_data):

@@ -12,16 +12,6 @@ PLACE = (np.array([-20.0, -22.0, -24.0]), 2.0)
 SHAPE = (21, 23, 25)
 
 
-def jacobian(displacement, spacing):
-    """Determinants of the gradient of x + displacement, by forward differences."""
-    rows = []
-    for component in displacement[0]:
-        steps = [component.diff(dim=axis)[: -1 if axis != 0 else None] for axis in range(3)]
-        cut = tuple(side - 1 for side in component.shape)
-        rows.append(torch.stack([step[: cut[0], : cut[1], : cut[2]] / spacing for step in steps], -1))
-    return torch.linalg.det(torch.stack(rows, -2) + torch.eye(3))
-
-
 def test_look_up_is_exact_for_linear_fields_in_mm():
     points = warps.grid_points(SHAPE, *PLACE)
     field = 2 * points[:, :1] - 3 * points[:, 1:2] + 0.5 * points[:, 2:] + 1
@@ -40,12 +30,29 @@ def test_integrate_is_the_exponential_of_a_linear_field():
     assert (moved - expected)[middle].abs().max() < 0.05
 
 
-def test_random_warp_has_its_size_and_does_not_fold():
+def test_jacobian_determinant_is_that_of_a_linear_map():
+    matrix = torch.tensor([[0.1, -0.3, 0.0], [0.2, 0.05, 0.1], [0.0, 0.4, -0.2]])
+    displacement = torch.einsum("ij,bjdhw->bidhw", matrix, warps.grid_points(SHAPE, *PLACE))
+    expected = torch.linalg.det(matrix + torch.eye(3))
+    torch.testing.assert_close(
+        warps.jacobian_determinant(displacement, PLACE[1]), expected.expand(SHAPE), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_random_warps_do_not_fold():
+    extent = np.array([200.0, 220.0, 200.0])
+    for seed in range(20):
+        displacement, _, spacing = warps.random_warp(np.random.default_rng(seed), extent, (0, 0, 0), 3.0, 28.0)
+        assert warps.jacobian_determinant(displacement, spacing).min() > 0
+    # The check can fail: the same field without the exponential, four times as large, folds.
+    assert warps.jacobian_determinant(4 * displacement, spacing).min() < 0
+
+
+def test_random_warp_has_its_size():
     extent = np.array([200.0, 220.0, 200.0])
     displacement, _, spacing = warps.random_warp(np.random.default_rng(0), extent, (0, 0, 0), 3.0, 28.0)
     size = displacement.square().sum(1).mean().sqrt()
     assert 2.0 < size < 4.0
-    assert jacobian(displacement, spacing).min() > 0
     again = warps.random_warp(np.random.default_rng(0), extent, (0, 0, 0), 3.0, 28.0)[0]
     assert torch.equal(displacement, again)
 
