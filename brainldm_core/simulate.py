@@ -118,9 +118,10 @@ def warp_subject(
     start = own["lateral"] / own["intracranial"]
     slope = 1 / own["intracranial"]  # of the lateral fraction on growth, first order
     growth = target * own["intracranial"] - own["lateral"]
+    warped = np.ones((4, *grid.shape))  # at first the head may be anywhere
     for source, factor, attempts in ((anatomy.coarser(), 1, 3), (anatomy, working_factor(grid), 2)):
-        shape, origin, spacing = working_grid(grid, factor)
-        box = [slice(0, side) for side in shape] if source is not anatomy else _box(warped, factor)
+        _, origin, spacing = working_grid(grid, factor)
+        box = _box(warped, factor)
         sides = tuple(part.stop - part.start for part in box)
         points = grid_points(sides, origin + [spacing * part.start for part in box], spacing) - centre
         before = 0.0, start  # growth and lateral fraction of the step before
@@ -145,8 +146,7 @@ def _box(coarse: np.ndarray, factor: int, margin: int = 2) -> list[slice]:
     box = []
     for axis, side in enumerate(head.shape):
         where = np.flatnonzero(head.any(tuple({0, 1, 2} - {axis})))
-        first, last = (where[0], where[-1]) if where.size else (0, side - 1)
-        box.append(slice(factor * max(first - margin, 0), factor * min(last + 1 + margin, side)))
+        box.append(slice(factor * max(where[0] - margin, 0), factor * min(where[-1] + 1 + margin, side)))
     return box
 
 

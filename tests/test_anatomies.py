@@ -175,8 +175,6 @@ def test_a_real_label_map_becomes_a_person_near_the_template(shared_data):
     assert 0.83 < volumes["brain"] / volumes["intracranial"] < 0.92
     y, z = (
         start + 5.0 * (anatomy.maps[3].sum(others) * np.arange(side)).sum() / anatomy.maps[3].sum()
-        for start, side, others in zip(
-            anatomy.origin_mm[1:], anatomy.maps.shape[2:], ((0, 2), (0, 1)), strict=True
-        )
+        for start, side, others in zip(anatomy.origin_mm[1:], anatomy.maps.shape[2:], ((0, 2), (0, 1)), strict=True)
     )
     assert -30 < y < 0 and 5 < z < 25, "ventricles where the template has them"
