@@ -1,4 +1,4 @@
-"""The anatomies of a simulated cohort: the template (``atlas``), or people from label maps (``anatomies``)."""
+"""The anatomies of a simulated cohort: the template (``atlas``), or people from label maps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def ensure_anatomies(labels: Path | None, folder: Path, spacing_mm: float, workers: int) -> dict[str, Path]:
+def ensure_anatomies(
+    labels: Path | None, folder: Path, spacing_mm: float, workers: int, whole_head: bool = False
+) -> dict[str, Path]:
     """Files of the anatomies on a grid of ``spacing_mm``, by name, made in ``folder`` where they are missing.
 
     Args:
         labels: folder of label maps; None: the template alone.
+        whole_head: people keep what lies outside their brain.
 
     Raises:
         BrainLDMError: no label maps, fewer than three, or one that is no label map of a brain.
@@ -38,18 +41,20 @@ def ensure_anatomies(labels: Path | None, folder: Path, spacing_mm: float, worke
             f"{labels}: has too few label maps ({len(sources)}); each split needs a person of its own, so 3 or more"
         )
     paths = {name: folder / f"{name}-{spacing_mm:g}mm.npz" for name in sources}
-    missing = [(source, paths[name], spacing_mm) for name, source in sources.items() if not paths[name].exists()]
+    missing = [
+        (source, paths[name], spacing_mm, whole_head) for name, source in sources.items() if not paths[name].exists()
+    ]
     if missing:
         with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn")) as pool:
             list(pool.map(_make, missing))
     return paths
 
 
-def _make(job: tuple[Path | None, Path, float]) -> None:
+def _make(job: tuple[Path | None, Path, float, bool]) -> None:
     from .label_maps import label_anatomy
 
-    source, path, spacing_mm = job
-    anatomy = atlas_anatomy(spacing_mm) if source is None else label_anatomy(source, spacing_mm)
+    source, path, spacing_mm, whole_head = job
+    anatomy = atlas_anatomy(spacing_mm) if source is None else label_anatomy(source, spacing_mm, whole_head)
     anatomy.save(path)
 
 

@@ -24,7 +24,8 @@ TEMPLATE_MEANS = {"csf": 0.28, "grey": 0.65, "white": 0.87}  # medians of T1 whe
 class Anatomy:
     """Source of a simulated subject on a grid in MNI mm.
 
-    ``maps`` (5, D, H, W): CSF outside the lateral ventricles, grey, white, lateral ventricles, T1 texture;
+    ``maps`` (5, D, H, W): CSF outside the lateral ventricles, grey, white, lateral ventricles, T1 texture (signal
+    beyond that of the tissues, or outside them);
     ``flow`` (3, d, h, w): velocity in mm for one millilitre of growth of the lateral ventricles, on a grid of its own
     with voxels of 2 mm or more, as it is smooth everywhere.
     """
@@ -101,7 +102,7 @@ def make_anatomy(name: str, maps: np.ndarray, affine: np.ndarray, spacing_mm: fl
 
     voxel, start = float(affine[0, 0]), np.asarray(affine)[:3, 3]
     margin = int(np.ceil(2 * spacing_mm / voxel))
-    support = np.argwhere(maps[:4].any(0))
+    support = np.argwhere(maps.any(0))
     first = np.maximum(support.min(0) - margin, 0)
     last = np.minimum(support.max(0) + margin + 1, maps.shape[1:])
     maps, start = maps[(slice(None), *map(slice, first, last))], start + voxel * first

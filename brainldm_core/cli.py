@@ -38,10 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(add("data", "list, fetch and verify data sets and weights that others give", None, run=False))
     prepare = add(
         "prepare",
-        "make the cohort: simulated (atlas, or anatomies FOLDER), or your own scans (bids FOLDER)",
+        "make the cohort: simulated (atlas; people: anatomies, heads), or your own scans (bids FOLDER)",
         commands.run_prepare,
     )
-    prepare.add_argument("source", choices=["atlas", "anatomies", "bids"])
+    prepare.add_argument("source", choices=["atlas", "anatomies", "heads", "bids"])
     prepare.add_argument(
         "folder",
         nargs="?",

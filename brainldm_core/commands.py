@@ -30,10 +30,10 @@ def _open(args: argparse.Namespace, bids: Path | None = None) -> Run:
     args.begun = None if folder.exists() else folder
     run = open_run(args.profile, args.cohort, args.seed, args.runs)
     if args.cohort != "atlas" and bids is None and not (run.stage("cohort") / "record.json").exists():
-        if args.cohort == "anatomies":
+        if args.cohort in ("anatomies", "heads"):
             raise BrainLDMError(
-                "cohort 'anatomies' needs label maps: brainldm data fetch synthseg-labels gets some; then: "
-                "brainldm prepare anatomies, or with others: brainldm prepare anatomies FOLDER"
+                f"cohort {args.cohort!r} needs label maps: brainldm data fetch synthseg-labels gets some; then: "
+                f"brainldm prepare {args.cohort}, or with others: brainldm prepare {args.cohort} FOLDER"
             )
         raise BrainLDMError(f"cohort {run.cohort!r} is unknown; choose atlas, or give your scans: --bids FOLDER")
     return run
@@ -88,7 +88,7 @@ def run_prepare(args: argparse.Namespace) -> None:
             )
         if args.source == "atlas" and args.folder is not None:
             raise BrainLDMError("prepare atlas: takes no folder; for scans: prepare bids FOLDER")
-        if args.source == "anatomies" and args.folder is None:
+        if args.source != "atlas" and args.folder is None:
             args.folder = fetched("synthseg-labels")
         args.cohort = args.source
         run = _open(args, args.folder)

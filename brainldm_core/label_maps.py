@@ -40,6 +40,13 @@ From medians inside the manual labels of ten OASIS-1 scans (nine people of 18 to
 white matter: cortex 0.605, thalamus 0.838, putamen 0.807, and so on; standard deviations over scans 0.015 to 0.05).
 """
 
+OUTSIDE_SIGNAL = {502: 0.4, 506: 0.15, 508: 0.4, 509: 0.35, 511: 0.5, 514: 0.35, 515: 0.12, 516: 0.45, 530: 0.45}
+"""T1 signal (white matter 0.8) of extracerebral labels. They have no names, so this was chosen by where they lie: 506
+fills the eyes, 511 is the outermost layer, 515 that around the CSF, 516 lies inside it.
+"""
+SOFT_TISSUE, FAT_SIGNAL, MUSCLE_SIGNAL, FAT_MM = 507, 0.85, 0.42, 8.0  # fat within 8 mm of the air, deeper muscle
+FLUID_SIGNAL = 0.2
+
 CLOSING_MM = 8.0  # sulci and fissures are narrower than twice this
 SULCI_MM = 1.0  # blur of the share of CSF; FIELD has voxels of 1 mm
 MARGIN = 12  # voxels around a head, so that closing has room
@@ -87,27 +94,47 @@ def read_label_map(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def only_known(labels: np.ndarray) -> np.ndarray:
-    """Labels with those of cortical parcels made cortex, and unknown ones that of the nearest known voxel."""
+    """Labels with those of cortical parcels made cortex, and unknown ones that of the nearest known voxel.
+
+    Extracerebral ones (500 to 999) stay.
+    """
     from scipy import ndimage
 
     labels = np.where((labels >= 1000) & (labels < 3000), 3, labels)
     labels = np.where((labels >= 3000) & (labels < 5000), 2, labels)
-    labels = np.where((labels >= EXTRACEREBRAL) & (labels < 1000), 0, labels)
-    known = np.isin(labels, [0, *CSF, *LATERAL, *WHITE_SHARE])
+    outside = (labels >= EXTRACEREBRAL) & (labels < 1000)
+    known = outside | np.isin(labels, [0, *CSF, *LATERAL, *WHITE_SHARE])
     if known.all():
         return labels
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return labels[tuple(nearest)]
 
 
+def outside_signal(labels: np.ndarray, voxel_mm: float) -> np.ndarray:
+    """T1 signal (D, H, W) of what is neither brain nor CSF near it: skin, fat, muscle, bone, eyes, outer fluid.
+
+    ``labels`` hold the extracerebral ones and, of the CSF, that far from the brain alone.
+    """
+    from scipy import ndimage
+
+    signal = np.zeros(labels.shape, np.float32)
+    for label in np.unique(labels[(labels >= EXTRACEREBRAL) & (labels < 1000)]):
+        signal[labels == label] = OUTSIDE_SIGNAL.get(int(label), MUSCLE_SIGNAL)
+    signal[np.isin(labels, CSF)] = FLUID_SIGNAL
+    depth = ndimage.distance_transform_edt(np.pad(ndimage.binary_fill_holes(labels > 0), 1))[1:-1, 1:-1, 1:-1]
+    soft = labels == SOFT_TISSUE
+    signal[soft] = np.where(depth[soft] * voxel_mm < FAT_MM, FAT_SIGNAL, MUSCLE_SIGNAL)
+    return signal
+
+
 def near_brain(labels: np.ndarray, voxel_mm: float) -> np.ndarray:
-    """Labels without what lies outside the closed brain: SynthSeg's CSF reaches far beyond the sulci."""
+    """Labels of the closed brain alone, 0 elsewhere: SynthSeg's CSF reaches far beyond the sulci."""
     from scipy import ndimage
 
     brain = np.isin(labels, [*LATERAL, *WHITE_SHARE])
     outer = ndimage.distance_transform_edt(np.pad(~brain, 1, constant_values=True)) * voxel_mm
     closed = ndimage.distance_transform_edt(outer <= CLOSING_MM) * voxel_mm > CLOSING_MM
-    return np.where(closed[1:-1, 1:-1, 1:-1], labels, 0)
+    return np.where(closed[1:-1, 1:-1, 1:-1] & (labels < EXTRACEREBRAL), labels, 0)
 
 
 def tissue_maps(labels: np.ndarray) -> np.ndarray:
@@ -139,10 +166,13 @@ def soften_sulci(maps: np.ndarray, sigma: float) -> np.ndarray:
     return np.stack([share * total, kept * (1 - ratio), kept * ratio, lateral])
 
 
-def label_anatomy(path: Path, spacing_mm: float) -> Anatomy:
+def label_anatomy(path: Path, spacing_mm: float, whole_head: bool = False) -> Anatomy:
     """The person of a label map as an anatomy on a grid of ``spacing_mm``, turned and moved to MNI space.
 
     A T1w volume rendered from the labels is registered to the template (rigid: heads keep their size).
+
+    Args:
+        whole_head: what lies outside the brain is kept, as texture; else there is nothing.
 
     Raises:
         BrainLDMError: the file is no label map of a brain.
@@ -157,10 +187,15 @@ def label_anatomy(path: Path, spacing_mm: float) -> Anatomy:
     first, last = np.maximum(inside.min(0) - MARGIN, 0), inside.max(0) + MARGIN + 1
     labels = labels[tuple(map(slice, first, last))]
     affine = affine @ np.block([[np.eye(3), first[:, None]], [np.zeros(3), 1]])
-    maps = tissue_maps(near_brain(labels, float(np.linalg.norm(affine[:3, 0]))))
-    place = register(np.tensordot((0.2, 0.6, 0.8, 0.2), maps, 1), affine).matrix
+    voxel_mm = float(np.linalg.norm(affine[:3, 0]))
+    inner = near_brain(labels, voxel_mm)
+    maps = tissue_maps(inner)
+    place = register(np.tensordot((FLUID_SIGNAL, 0.6, 0.8, FLUID_SIGNAL), maps, 1), affine).matrix
     moved = np.stack([resample(channel, affine, place, FIELD).clip(0, 1) for channel in maps])
     moved /= np.maximum(moved.sum(0), 1)  # the spline rings at edges
     moved = soften_sulci(moved, SULCI_MM)
     texture = np.zeros_like(moved[:1])  # structures differ in their share of white
+    if whole_head:
+        signal = outside_signal(np.where(inner > 0, 1, labels), voxel_mm) * (inner == 0)
+        texture[0] = resample(signal, affine, place, FIELD).clip(0, 1)
     return make_anatomy(path.name.split(".")[0], np.concatenate([moved, texture]), np.array(FIELD.affine), spacing_mm)

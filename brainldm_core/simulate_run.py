@@ -18,6 +18,7 @@ from .anatomy import Anatomy
 from .covariates import COLUMNS, MISSING, draw_covariates
 from .dataset import cut_splits, labels_path, save_nifti, save_volume, volume_path, write_tables
 from .errors import BrainLDMError
+from .manifests import publishable
 from .profiles import Grid
 from .records import Record, Run, read_json, read_record, settings_hash, write_json
 from .simulate import COHORT_SEED, LOOKS, Look, simulate_subject, working_factor
@@ -32,10 +33,10 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True, labels: P
     Subjects that an earlier, interrupted call finished are kept.
 
     Args:
-        labels: folder of label maps, for the cohort ``anatomies``.
+        labels: folder of label maps, for the cohorts of people.
 
     Raises:
-        BrainLDMError: another cohort than ``atlas`` or ``anatomies``, or label maps are missing or no label maps.
+        BrainLDMError: another cohort than those of ``LOOKS``, or label maps are missing or no label maps.
     """
     from tqdm import tqdm
 
@@ -43,7 +44,9 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True, labels: P
     if (done := read_record(folder)) is not None:
         return done
     if run.cohort not in LOOKS:
-        raise BrainLDMError(f"cohort {run.cohort!r}: is not simulated; choose atlas, or prepare a BIDS folder")
+        raise BrainLDMError(
+            f"cohort {run.cohort!r}: is not simulated; choose one of {', '.join(LOOKS)}, or prepare a BIDS folder"
+        )
     if (run.cohort == "atlas") != (labels is None):
         raise BrainLDMError(f"cohort {run.cohort!r}: " + ("takes no label maps" if labels else "needs label maps"))
     look, size, grid = LOOKS[run.cohort], run.profile.cohort, run.profile.grid
@@ -57,7 +60,7 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True, labels: P
         "working_spacing_mm": spacing,
     }
     record = Record(folder, "simulate_run.simulate_cohort", settings, {}, seed=COHORT_SEED)
-    sources = ensure_anatomies(labels, folder / ANATOMIES, spacing, workers)
+    sources = ensure_anatomies(labels, folder / ANATOMIES, spacing, workers, look.whole_head)
     facts = {name: facts_of(path) for name, path in sources.items()}
     record.inputs |= {f"anatomy {name}": fact.sha256 for name, fact in facts.items()}
     table = draw_covariates(count, np.random.default_rng(COHORT_SEED))
@@ -84,7 +87,11 @@ def simulate_cohort(run: Run, workers: int = 2, progress: bool = True, labels: P
         found = np.array([measured[name][column] for name in ids])
         misses[column] = round(float(np.abs(found / table[column].to_numpy(float) - 1).max()), 4)
         table[column] = found
-    write_tables(folder, table, facts={"simulated": True, "brain_only": True, "publishable": True})
+    write_tables(
+        folder,
+        table,
+        facts={"simulated": True, "brain_only": not look.whole_head, "publishable": publishable(run.cohort)[0]},
+    )
     images = [volume_path(folder, name) for name in ids]
     done = record.finish([folder / "participants.tsv", *images], subjects=count, largest_relative_miss=misses)
     shutil.rmtree(folder / ANATOMIES)
@@ -106,7 +113,12 @@ def _simulate_to(job: tuple[str, dict[str, Any], Path, Path, str]) -> tuple[str,
     save_volume(path, subject.image, affine)
     save_nifti(labels_path(folder, name), subject.labels, affine)
     requested = {column: row[column] for column in REQUESTED}
-    content = {"SkullStripped": True, "measured": subject.measured, "requested": requested, "settings": key}
+    content = {
+        "SkullStripped": not _WORKER["look"].whole_head,
+        "measured": subject.measured,
+        "requested": requested,
+        "settings": key,
+    }
     write_json(sidecar, content | {"anatomy": row["anatomy"]})
     return name, subject.measured
 

@@ -12,6 +12,7 @@ import pytest
 from brainldm_core import anatomies, dataset, label_maps, registration, simulate, simulate_run
 from brainldm_core.anatomy import Anatomy
 from brainldm_core.errors import BrainLDMError
+from brainldm_core.profiles import load_profile
 from brainldm_core.records import open_run
 
 
@@ -72,6 +73,37 @@ def test_structures_have_their_share_of_white_and_unknown_labels_that_of_their_n
     np.testing.assert_allclose(tissue[1], expected["grey"], atol=1e-6)
     np.testing.assert_allclose(tissue[2], [1, 0, white, 0, 1, 0, 0, 0], atol=1e-6)
     assert label_maps.only_known(np.array([[[2, 136, 163, 3, 0]]]))[0, 0].tolist() == [2, 2, 3, 3, 0]
+
+
+def test_a_whole_head_has_its_layers_and_the_same_brain(maps):
+    path = maps / "person_1.nii.gz"
+    brain, whole = (label_maps.label_anatomy(path, 4.0, whole_head=kind) for kind in (False, True))
+    assert whole.volumes() == pytest.approx(brain.volumes(), rel=0.002)
+    assert not brain.maps[4].any() and whole.maps[4].max() == pytest.approx(label_maps.FAT_SIGNAL, abs=0.1)
+    row = {
+        "age_years": 60.0,
+        "ventricular_volume_ml": 30.0,
+        "brain_volume_ml": 1180.0,
+        "intracranial_volume_ml": 1400.0,
+    }
+    grid = load_profile("demo").grid.model_copy(update={"shape": (40, 56, 40), "spacing_mm": 4.0})
+    for anatomy, cohort in ((brain, "anatomies"), (whole, "heads")):
+        subject = simulate.simulate_subject(anatomy, grid, row, 1, simulate.LOOKS[cohort])
+        outside = subject.image[subject.labels == 0]
+        assert (outside > 0).mean() > 0.9 if cohort == "heads" else (outside == 0).mean() > 0.9
+        assert (outside > 0.5).sum() > 500 if cohort == "heads" else (outside > 0.5).sum() < 20
+        assert subject.measured["brain_volume_ml"] == pytest.approx(1180, rel=0.01)
+
+
+def test_layers_outside_have_their_signal():
+    labels = np.zeros((32, 32, 32), np.int32)
+    labels[2:-2, 2:-2, 2:-2] = 511
+    labels[4:-4, 4:-4, 4:-4] = label_maps.SOFT_TISSUE
+    labels[10:-10, 10:-10, 10:-10] = 515
+    labels[12:-12, 12:-12, 12:-12] = 24
+    labels[15:17, 15:17, 15:17] = 1  # the brain: not outside
+    signal = label_maps.outside_signal(labels, 2.0)[16, 16]
+    np.testing.assert_allclose(signal[[1, 2, 4, 9, 10, 12, 16]], [0, 0.5, 0.85, 0.42, 0.12, 0.2, 0], atol=1e-6)
 
 
 def test_softened_sulci_keep_sums_and_the_ratio_of_grey_and_white():

@@ -27,7 +27,7 @@ def read(path, text, manifest=None, strict=True):
 def test_every_manifest_follows_the_schema_that_lies_beside_it():
     schema = json.loads((manifests.FOLDER / "schema.json").read_text())
     assert schema == json.loads(json.dumps(manifests.json_schema()))
-    cohorts = {"anatomies", "atlas", "ixi", "oasis", "ukbiobank"}
+    cohorts = {"anatomies", "atlas", "heads", "ixi", "oasis", "ukbiobank"}
     others = {"brain-ldm-bundle", "ldm-100k", "lpips", "medicalnet", "neurite-oasis", "sfcn", "synthseg-labels"}
     assert set(manifests.manifest_names()) == cohorts | others
     for name in manifests.manifest_names():
@@ -40,6 +40,7 @@ def test_every_manifest_follows_the_schema_that_lies_beside_it():
 
 def test_only_what_may_be_shown_is_publishable():
     assert manifests.publishable("atlas")[0] and manifests.publishable("anatomies")[0]
+    assert not manifests.publishable("heads")[0], "they have faces"
     for name, word in {
         "oasis": "non-commercial",
         "OASIS": "non-commercial",
