@@ -15,7 +15,7 @@ from torch import nn
 
 from .dataset import load_cohort
 from .errors import BrainLDMError
-from .loop import LOSSES, draw_rows, fit
+from .loop import LOSSES, adamw, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence
 from .networks import (
     build_gan_discriminator,
@@ -29,7 +29,6 @@ from .sampling import sample_generator
 from .training import WEIGHTS, finish_training, mirrored, prepare_accelerator, update
 
 BASELINES = ("lsgan", "vaegan")
-MOMENTA = (0.5, 0.99)  # a short memory of gradients: the two players move
 
 
 def train_baselines(run: Run, progress: bool = True) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def train_baseline(
     discriminator = networks["discriminator"]
     makers = nn.ModuleList([network for part, network in networks.items() if part != "discriminator"])
     optimisers = {
-        part: torch.optim.AdamW(network.parameters(), rate, MOMENTA, weight_decay=plan.weight_decay)
+        part: adamw(network.parameters(), plan, rate)
         for part, network, rate in (
             ("generator", makers, plan.learning_rate),
             ("discriminator", discriminator, settings.discriminator_learning_rate),

@@ -14,7 +14,7 @@ import torch
 from .conditioning import agreement
 from .dataset import load_cohort
 from .errors import BrainLDMError
-from .loop import draw_rows, fit
+from .loop import adamw, draw_rows, fit
 from .networks import build_brain_age, in_batches, load_network
 from .profiles import BrainAge
 from .records import Record, Run, read_record, stage_key
@@ -52,7 +52,7 @@ def train_brain_age(run: Run, progress: bool = True) -> dict[str, Any]:
     accelerator = prepare_accelerator()
     network = accelerator.prepare(build_brain_age(run.profile))
     plan = settings.training
-    optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+    optimiser = adamw(network.parameters(), plan)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         rows = draw_rows(len(volumes), plan.batch_size, run.seed, index)

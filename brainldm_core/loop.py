@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,12 @@ class Fit:
     earlier_seconds: float
     seconds: float
     steps: int
+
+
+def adamw(parameters: Iterable[nn.Parameter], settings: Optimisation, rate: float | None = None) -> torch.optim.AdamW:
+    """The optimiser of a training's settings, at another learning ``rate`` if there is one."""
+    rate = settings.learning_rate if rate is None else rate
+    return torch.optim.AdamW(parameters, rate, settings.momenta, weight_decay=settings.weight_decay, fused=True)
 
 
 def learning_rate(settings: Optimisation, base: float, step: int, spent: float | None = None) -> float:

@@ -58,6 +58,7 @@ class Optimisation(_Settings):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     final_learning_rate_fraction: float = Field(default=1.0, ge=0, le=1)
+    momenta: tuple[float, float] = (0.9, 0.999)  # of AdamW: of gradients and of their squares
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)

@@ -12,7 +12,7 @@ from .covariates import encode, fit_ranges
 from .dataset import load_cohort
 from .diffusion import diffusion_loss
 from .errors import BrainLDMError
-from .loop import LOSSES, STATE, Fit, draw_rows, fit
+from .loop import LOSSES, STATE, Fit, adamw, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence, perceptual_loss
 from .networks import (
     build_autoencoder,
@@ -67,10 +67,8 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
     network = accelerator.prepare(build_autoencoder(profile))
     discriminator = accelerator.prepare(build_discriminator(profile))
     plan = settings.training
-    generator_optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
-    discriminator_optimiser = torch.optim.AdamW(
-        discriminator.parameters(), settings.discriminator_learning_rate, weight_decay=plan.weight_decay
-    )
+    generator_optimiser = adamw(network.parameters(), plan)
+    discriminator_optimiser = adamw(discriminator.parameters(), plan, settings.discriminator_learning_rate)
     perceptual = perceptual_loss(settings.perceptual)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -179,7 +177,7 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
         scale = unet.fit(mean, sigma, values, present)
     unet = accelerator.prepare(unet)
     plan = settings.training
-    optimiser = torch.optim.AdamW(unet.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+    optimiser = adamw(unet.parameters(), plan)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         chosen = draw_rows(len(mean), plan.batch_size, run.seed, index)
