@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .covariates import REFERENCE_ICV_ML, expected_of_people
 from .dataset import SPLITS
-from .figures import COLOURS, canvas
+from .figures import COLOURS, WIDTH, canvas
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,34 @@ def distributions(table: pd.DataFrame, columns: Mapping[str, str], group: str = 
             axis.set_yticks([])
         axes[0, 0].set_ylabel("density")
         axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def against_people(table: pd.DataFrame) -> Figure:
+    """Ventricles and normalised brain volume by age of a cohort, on the regressions of 291 people of IXI by sex."""
+    age = table["age_years"].astype(float)
+    panels = {"ventricular_volume_ml": "lateral ventricles (ml)", "brain_volume_ml": "brain, normalised (ml)"}
+    years = np.linspace(40, 86, 50)
+    with canvas(1, 2, (WIDTH, 2.9)) as (figure, axes):
+        for place, (axis, (column, title)) in enumerate(zip(axes[0], panels.items(), strict=True)):
+            for male, sex in enumerate("FM"):
+                of_people = [expected_of_people(years, np.full(50, male), shift)[place] for shift in (-1, 0, 1)]
+                low, middle, high = (
+                    np.exp(line) if column == "ventricular_volume_ml" else line * REFERENCE_ICV_ML for line in of_people
+                )
+                colour = COLOURS[male]
+                axis.fill_between(years, low, high, color=colour, alpha=0.15, lw=0)
+                axis.plot(years, middle, color=colour, lw=1.2)
+                rows = table["sex"] == sex
+                axis.scatter(
+                    age[rows], table[column][rows].astype(float), s=6, color=colour, alpha=0.6, lw=0, label=sex
+                )
+            axis.set_xlabel("age (years)")
+            axis.set_ylabel(title)
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].set_yticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        axes[0, 0].minorticks_off()
+        axes[0, 1].legend(title="sex", fontsize=7.5)
     return figure
 
 

@@ -216,16 +216,27 @@ def read_participants(path: Path, allow_missing: bool = True) -> pd.DataFrame:
 AGE_RANGE = (44.0, 82.0)
 AGE_PARENT = (57.0, 14.0)  # mean and SD before truncation: within AGE_RANGE they give about 60.2 +- 9.5
 MALE_SHARE = 0.354
+MEANS = ((1.300, 0.0265, 0.298), (0.9463, -0.0013, -0.0074), (1349.0, -0.88, 202.0))
+"""Intercept and slopes on age (years) and sex (1: male) of ln(lateral ventricles ml), brain/ICV and ICV (ml)."""
 RESIDUAL_SD = (0.430, 0.0177, 114.0)  # of ln(lateral ventricles ml), brain/ICV, ICV (ml)
 RESIDUAL_CORRELATION = ((1.0, -0.072, 0.341), (-0.072, 1.0, -0.046), (0.341, -0.046, 1.0))
+
+
+def expected_of_people(age_years: np.ndarray, male: np.ndarray, residual: np.ndarray | float = 0.0) -> np.ndarray:
+    """ln(lateral ventricles ml), brain/ICV and ICV (ml), (3, N): regressions in 291 people of IXI, 40 to 86 years.
+
+    Args:
+        residual: what to add, in standard deviations about the regressions (``RESIDUAL_SD``): a number or (3, N).
+    """
+    spread = np.array(RESIDUAL_SD)[:, None] * residual
+    return np.stack([base + years * age_years + of_men * male for base, years, of_men in MEANS]) + spread
 
 
 def draw_covariates(n: int, rng: np.random.Generator) -> pd.DataFrame:
     """Covariates of ``n`` simulated people, with the joint statistics of 291 IXI people aged 40 to 86.
 
-    Regressions on age A (years) and sex M (1 for male), with correlated Gaussian residuals:
-    ln(lateral ml) = 1.300 + 0.0265 A + 0.298 M; brain/ICV = 0.9463 - 0.0013 A - 0.0074 M; ICV = 1349 - 0.88 A + 202 M.
-    Ages are a normal distribution cut to 44-82 years, the range of the paper's cohort.
+    ``expected_of_people`` and correlated Gaussian residuals. Ages are a normal distribution cut to 44-82 years, the
+    range of the paper's cohort.
     """
     import pandas as pd
 
@@ -237,10 +248,7 @@ def draw_covariates(n: int, rng: np.random.Generator) -> pd.DataFrame:
     factor = np.linalg.cholesky(np.array(RESIDUAL_CORRELATION))
     # Beyond 2.75 SD nobody of the 291 lies, and brains would have to be warped out of shape.
     z = _redraw(n, lambda k: rng.standard_normal((k, 3)) @ factor.T, lambda z: np.abs(z) < 2.75)
-    log_lateral, fraction, icv = (z * RESIDUAL_SD).T
-    log_lateral = log_lateral + 1.300 + 0.0265 * age + 0.298 * male
-    fraction = fraction + 0.9463 - 0.0013 * age - 0.0074 * male
-    icv = icv + 1349.0 - 0.88 * age + 202.0 * male
+    log_lateral, fraction, icv = expected_of_people(age, male, z.T)
     return pd.DataFrame(
         {
             "age_years": age.round(2),

@@ -10,14 +10,17 @@ measured on the result.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .anatomy import Anatomy, volumes_ml
+from .anatomy import Anatomy, atlas_anatomy, volumes_ml
 from .covariates import REFERENCE_ICV_ML
 from .profiles import Grid
 from .warps import grid_points, integrate, look_up, random_warp
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CENTRE_MM = (0.0, -18.0, 8.0)  # the point that head scaling leaves in place
 COHORT_SEED = 0  # a cohort is shared by all training seeds
@@ -215,3 +218,13 @@ def simulate_subject(
         "intracranial_volume_ml": round(found["intracranial"], 2),
     }
     return Subject(image, labels, measured)
+
+
+def simulate_requests(requests: pd.DataFrame, grid: Grid, seed: int = 0) -> tuple[np.ndarray, pd.DataFrame]:
+    """One person of the template's anatomy, once for each row: volumes (N, D, H, W); the rows with ``measured_`` ml."""
+    import pandas as pd
+
+    anatomy = atlas_anatomy(grid.spacing_mm / working_factor(grid))
+    people = [simulate_subject(anatomy, grid, row, seed) for row in requests.to_dict("records")]
+    measured = pd.DataFrame([person.measured for person in people]).add_prefix("measured_")
+    return np.stack([person.image for person in people]), requests.reset_index(drop=True).join(measured)

@@ -27,10 +27,11 @@ runs: str = "runs"  # folder of all runs
 
 # %%
 import numpy as np
+import pandas as pd
 
-from brainldm_core import charts, figures, pages
+from brainldm_core import charts, figures, pages, simulate, sweeps
 from brainldm_core.conditioning import agreement
-from brainldm_core.covariates import COLUMNS, encode, fit_ranges
+from brainldm_core.covariates import COLUMNS, REFERENCE_ICV_ML, encode, fit_ranges
 from brainldm_core.dataset import LABELS, SPLITS, load_cohort
 from brainldm_core.morphometry import segment
 from brainldm_core.runner import finish_notebook
@@ -148,6 +149,17 @@ pages.say(
 )
 
 # %% [markdown]
+# Do they go together as in people? The next figure lays the cohort over 291 volunteers of the IXI study {cite}`ixi`, 40 to 86
+# years old: for each sex the line is the average at an age, and two thirds of the people lie in the band around it.
+
+# %% mystnb={"figure": {"caption": "Lateral ventricles (left; note the logarithmic scale) and brain volume normalised for head size (right), by age. Points: scans of this cohort. Lines and bands: regression on age and sex in 291 people of IXI, and one residual standard deviation to either side.", "name": "fig-people"}, "image": {"alt": "Two scatter plots against age. Ventricles rise and brain volume falls with age; most points lie in bands drawn for women and men."}}
+charts.against_people(scans.table)
+
+# %% [markdown]
+# Points that scatter about the bands as far below as above mean that a model trained here meets the ages, sexes and volumes
+# that it would meet among healthy adults. A simulated cohort is drawn from these very lines; scans of patients, or a segmentation with
+# another idea of where a ventricle ends, would lie off them.
+#
 # ## What the volumes look like
 #
 # Scans of the training split, ordered by the volume of their ventricles:
@@ -175,6 +187,46 @@ figures.three_planes(
 )
 
 # %% [markdown]
+# ## One person, one covariate at a time
+#
+# People differ in everything at once. The simulator can do what no scanner can: keep a person, the folds, the noise and the
+# position, and change one covariate alone. That is also the picture of what we shall ask of the model in chapter 5, with
+# the difference that here the answer is known.
+
+# %%
+SWEPT = {
+    "ventricles": ("ventricular_volume_ml", [10, 20, 40, 80]),
+    "brain": ("brain_volume_ml", [1020, 1100, 1180, 1260]),
+    "head": ("intracranial_volume_ml", [1150, 1300, 1450, 1600]),
+    "age": ("age_years", [45, 57, 69, 81]),
+}
+base = sweeps.typical_request(rows) | {"intracranial_volume_ml": REFERENCE_ICV_ML}
+asked = pd.concat(sweeps.sweep_requests(base, *swept) for swept in SWEPT.values())
+people, answers = simulate.simulate_requests(asked, run.profile.grid)
+
+# %% [markdown]
+# Each row below is one person with one covariate changed. Look at the size of the ventricles, at the width of the sulci, at the
+# size of the head, and last at the difference between grey and white.
+
+# %% mystnb={"figure": {"caption": "One simulated person with one covariate changed at a time: the volume of the ventricles, that of the brain (normalised for head size), that of the head, and age. Above each axial slice what was asked for, under it what the tissue maps hold. R marks the person's right.", "name": "fig-one-covariate"}, "image": {"alt": "Four rows of axial brain slices. From left to right the ventricles grow, the sulci narrow, the head grows, and in the last row hardly anything changes."}}
+parts = {
+    name: answers[answers["moved"] == column] for name, (column, _) in SWEPT.items()
+}
+shown = {
+    name: pages.panel_row(people, part, (SWEPT[name][0], f"measured_{SWEPT[name][0]}"))
+    for name, part in parts.items()
+    if name != "age"
+}
+ages = parts["age"]
+shown["age"] = people[ages.index], [f"{age:.0f} years" for age in ages["age_years"]], [""] * 4
+figures.panels(shown)
+
+# %% [markdown]
+# Larger ventricles push white matter aside and leave the surface alone. Less brain shows at the surface: sulci and fissures
+# widen. A larger head is the same brain enlarged, which is why the brain's volume has to be normalised. Age alone changes
+# nothing but the contrast: cortex and white matter grow a little more alike, as they do in people {cite}`salat2009`. By eye this is
+# hardly seen; chapter 5 asks whether a network sees it.
+#
 # ## One space for all
 #
 # A volume is an array; an affine matrix $A$ says where its voxels lie in the head. For voxel $(i, j, k)$,
@@ -299,6 +351,9 @@ assert (
     every.shape[1:] == run.profile.grid.shape and every.min() >= 0 and every.max() <= 1
 )
 assert np.allclose(scans.affine, run.profile.grid.affine)
+for column, _ in list(SWEPT.values())[:3]:
+    part = answers[answers["moved"] == column]
+    assert part[f"measured_{column}"].is_monotonic_increasing, column
 assert np.abs(middle.mean(0) - [0, -18, 8]).max() < 25, (
     "not where MNI space has its brains"
 )
