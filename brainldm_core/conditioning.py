@@ -70,21 +70,38 @@ def result_rows(key: str, row: Agreement, unit: str, **more: Any) -> dict[str, d
     return {f"{key}_r": row.result(**more)} | rows | {f"{key}_slope": {"value": round(row.slope, 3), "n": row.n}}
 
 
-def agreement(requested: np.ndarray, measured: np.ndarray, draws: int = 2000, seed: int = 0) -> Agreement:
+def agreement(
+    requested: np.ndarray,
+    measured: np.ndarray,
+    draws: int = 2000,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> Agreement:
     """Agreement of two columns (N,); rows where either is missing are left out.
 
     The interval holds 95 % of correlations of resampled rows. With fewer than three rows, or a constant column,
     r is NaN.
+
+    Args:
+        groups: what rows share (N,), for instance the anatomy they were warped from: groups are resampled instead of
+            rows, as rows of one group are not independent. One group alone counts as none.
     """
     pairs = np.column_stack([np.asarray(requested, float), np.asarray(measured, float)])
-    pairs = pairs[np.isfinite(pairs).all(axis=1)]
-    n = len(pairs)
+    known = np.isfinite(pairs).all(axis=1)
+    pairs, n = pairs[known], int(known.sum())
     error = pairs[:, 1] - pairs[:, 0]
     bias, mae = (float(error.mean()), float(np.abs(error).mean())) if n else (np.nan, np.nan)
     if n < 3 or (np.ptp(pairs, axis=0) == 0).any():
         return Agreement(n, np.nan, np.nan, np.nan, np.nan, bias, mae)
-    rows = np.random.default_rng(seed).integers(0, n, (draws, n))
-    resampled = _correlation(pairs[rows, 0], pairs[rows, 1])
+    rng = np.random.default_rng(seed)
+    names, member = np.unique(np.zeros(n) if groups is None else np.asarray(groups)[known], return_inverse=True)
+    if len(names) > 1:
+        rows = [np.flatnonzero(member == group) for group in range(len(names))]
+        chosen = rng.integers(0, len(names), (draws, len(names)))
+        resampled = [_correlation(*pairs[np.concatenate([rows[group] for group in draw])].T) for draw in chosen]
+    else:
+        rows = rng.integers(0, n, (draws, n))
+        resampled = _correlation(pairs[rows, 0], pairs[rows, 1])
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     r = float(_correlation(pairs[:, 0], pairs[:, 1]))
     return Agreement(n, r, float(low), float(high), slope(pairs[:, 0], pairs[:, 1]), bias, mae)

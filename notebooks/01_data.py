@@ -318,7 +318,11 @@ stated_brain, seen_brain = (
     table["brain_volume_ml"],
     found["measured_brain_volume_ml"],
 )
-ventricles, brains = agreement(stated, seen), agreement(stated_brain, seen_brain)
+shared = table.get("anatomy")  # rows warped from one person are not independent
+ventricles, brains = (
+    agreement(*pair, groups=shared)
+    for pair in ((stated, seen), (stated_brain, seen_brain))
+)
 
 # %% [markdown]
 # A perfect ruler would put every point on the dashed line.

@@ -74,3 +74,14 @@ def test_responses_shade_the_training_range():
     assert list(identity.get_xdata()) == list(identity.get_ydata()) == [-1, 2]
     assert list(curve.get_ydata()) == [-0.5, 0, 1]
     assert not charts.responses({"x": (x * np.nan, x, (0, 1))}, "y").axes[0].lines
+
+
+def test_a_cohort_lies_on_the_lines_of_people():
+    rows = [{"age_years": 60.0, "sex": sex, "ventricular_volume_ml": ml, "brain_volume_ml": 1180.0} for sex, ml in
+            (("F", 18.0), ("M", 24.0), ("F", np.nan))]  # fmt: skip
+    figure = charts.against_people(pd.DataFrame(rows))
+    left, right = figure.axes
+    women = dict(zip(left.lines[0].get_xdata().round(), left.lines[0].get_ydata(), strict=True))
+    assert abs(np.log(women[60.0]) - (1.3 + 0.0265 * 60)) < 0.02
+    assert left.get_yscale() == "log" and len(left.lines) == len(right.lines) == 2
+    assert right.lines[1].get_ydata()[0] < right.lines[0].get_ydata()[0], "men have a little less brain in their heads"

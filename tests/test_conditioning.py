@@ -174,3 +174,16 @@ def test_swap_against_the_request_is_neither_and_nothing_asked_is_undefined():
     assert wrong["follows the request"] == wrong["stays with the noise"] == 0
     assert np.isnan(conditioning.swap_test(found, sign=0)["follows the request"])
     assert np.isnan(conditioning.swap_test(np.ones((2, 3)), sign=1)["variance by noise"])
+
+
+def test_rows_that_share_an_anatomy_are_resampled_together():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(6), 40)
+    x = rng.normal(size=6)[groups] + 0.05 * rng.normal(size=240)  # six people, each nearly the same forty times
+    y = x + rng.normal(size=6)[groups]
+    alone, together = conditioning.agreement(x, y), conditioning.agreement(x, y, groups=groups)
+    assert together.r == alone.r and together.n == alone.n
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    assert conditioning.agreement(x, y, groups=["atlas"] * 240) == alone
+    missing = np.where(groups == 0, np.nan, y)
+    assert conditioning.agreement(x, missing, groups=groups).n == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -106,6 +107,16 @@ def test_a_subject_follows_from_its_seed_alone(atlas, subjects):
     assert np.array_equal(again.image, subjects[30].image)
     assert again.measured == subjects[30].measured
     assert not np.array_equal(other.labels, again.labels)
+
+
+def test_one_covariate_changes_and_the_person_stays(monkeypatch, atlas):
+    monkeypatch.setattr(simulate, "atlas_anatomy", lambda spacing_mm: atlas)
+    requests = pd.DataFrame([ROW, ROW | {"age_years": 80.0}, ROW | {"ventricular_volume_ml": 60.0}])
+    volumes, table = simulate.simulate_requests(requests, TINY, seed=1)
+    assert volumes.shape == (3, *TINY.shape) and table["age_years"].tolist() == [60, 80, 60]
+    assert table["measured_ventricular_volume_ml"].iloc[1] == table["measured_ventricular_volume_ml"].iloc[0]
+    assert table["measured_ventricular_volume_ml"].iloc[2] == pytest.approx(60, rel=0.1)
+    assert 0 < np.abs(volumes[1] - volumes[0]).max() < 0.1, "age changes the contrast alone"
 
 
 def test_working_voxels_are_half_as_wide_but_not_below_1_mm():
