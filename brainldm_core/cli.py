@@ -50,6 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="label maps (default: the fetched synthseg-labels); or BIDS with a participants.tsv",
     )
     prepare.add_argument("--out", type=Path, metavar="DIR", help="put the volumes here instead of in the run")
+    bids = prepare.add_argument_group("options of bids, recorded; another one does the scans again")
+    bids.add_argument("--bias-correction", action="store_true", help="take the bias field off by N4 (default: no)")
+    bids.add_argument(
+        "--brain-extraction", action="store_true", help="cut the brain out of whole heads; needs deepbet (default: no)"
+    )
+    bids.add_argument(
+        "--intensity",
+        choices=["white", "field", "percentile"],
+        default="white",
+        help="white matter to 0.8; the paper's darkest to 0 and brightest to 1; percentile 99.5 to 1 (default white)",
+    )
     add("train", "train a network, or go on with its training", commands.run_train).add_argument(
         "network", choices=["autoencoder", "diffusion", "baselines", "brain_age"]
     )

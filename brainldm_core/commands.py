@@ -73,9 +73,11 @@ def run_prepare(args: argparse.Namespace) -> None:
         if args.folder is None:
             raise BrainLDMError("prepare bids: which folder? brainldm prepare bids FOLDER")
         from .preprocess import prepare_bids
+        from .scans import Preparation
 
+        how = Preparation(args.bias_correction, args.brain_extraction, args.intensity)
         run = _open(args, args.folder)
-        _stage(run, "cohort", lambda: prepare_bids(args.folder, run, args.out, workers=cores()))
+        _stage(run, "cohort", lambda: prepare_bids(args.folder, run, args.out, cores(), how))
         if args.out is not None:
             forget(args.begun)  # the volumes lie elsewhere: no run was meant
     else:
@@ -88,6 +90,8 @@ def run_prepare(args: argparse.Namespace) -> None:
             )
         if args.source == "atlas" and args.folder is not None:
             raise BrainLDMError("prepare atlas: takes no folder; for scans: prepare bids FOLDER")
+        if args.bias_correction or args.brain_extraction or args.intensity != "white":
+            raise BrainLDMError(f"prepare {args.source}: simulated brains take no options of bids; leave them out")
         if args.source != "atlas" and args.folder is None:
             args.folder = fetched("synthseg-labels")
         args.cohort = args.source

@@ -177,7 +177,8 @@ def label_anatomy(path: Path, spacing_mm: float, whole_head: bool = False) -> An
     Raises:
         BrainLDMError: the file is no label map of a brain.
     """
-    from .registration import register, resample
+    from .registration import register
+    from .resampling import resample
 
     labels, affine = read_label_map(path)
     labels = only_known(labels)

@@ -11,33 +11,25 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .brain_extraction import load_extractor
 from .covariates import KEYS, MISSING, check_table, read_table
-from .dataset import assign_splits, read_nifti, save_volume, scan_name, volume_path, write_tables
+from .dataset import assign_splits, scan_name, volume_path, write_tables
 from .errors import BrainLDMError
 from .manifests import find_manifest, map_columns, publishable
-from .profiles import Grid
 from .quality import draw_quality, flag_outliers
+from .quality_page import write_page
 from .records import Record, Run, read_json, read_record, settings_hash, sha256, write_json, write_text
+from .scans import METHOD, Job, Preparation, prepare_scan
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METHOD = "similarity by Mattes mutual information to ICBM 2009a, scale dropped; white matter to 0.8; 1"
 QUALITY = ("source", "brain_only", "correlation", "mutual_information", "rotation_degrees", "scale", "white_level")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan to prepare: picklable, for a worker process."""
-
-    source: Path
-    target: Path
-    grid: Grid
+QUALITY += ("brain_extraction", "brain_ml", "bias_percent")
 
 
 def find_scans(bids: Path) -> dict[tuple[str, str], Path]:
@@ -92,52 +84,6 @@ def read_subjects(bids: Path, run: Run) -> tuple[pd.DataFrame, dict[tuple[str, s
     return rows, scans, [key for key in keys if key not in scans]
 
 
-def prepare_scan(job: Job) -> dict[str, Any]:
-    """Register, scale and resample one scan; returns its quality, or ``{"failed": reason}``.
-
-    Raises:
-        BrainLDMError: the result cannot be written (which no other scan would survive either).
-    """
-    from .registration import WHITE_LEVEL, register, resample
-
-    sidecar = job.target.with_name(job.target.name.replace(".nii.gz", ".json"))
-    try:
-        key = settings_hash([METHOD, job.grid.model_dump(mode="json"), sha256(job.source)])
-    except OSError as error:
-        return {"failed": f"{job.source}: cannot be read ({error.strerror}); restore it"}
-    if sidecar.exists() and job.target.exists():
-        done = read_json(sidecar)
-        if done.get("key") == key:
-            return done
-    try:
-        volume, affine = read_nifti(job.source)
-        found = register(volume, affine)
-        placed = resample(volume, affine, found.matrix, job.grid) * (WHITE_LEVEL / found.white_level)
-    except BrainLDMError as error:
-        text = str(error)
-        return {"failed": text if text.startswith(str(job.source)) else f"{job.source}: {text}"}
-    except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        return {"failed": f"{job.source}: registration failed ({reason}); look at this scan"}
-    save_volume(job.target, placed, job.grid.affine)
-    quality = {
-        "key": key,
-        "Sources": [f"bids:raw:{job.source.name}"],
-        "SpatialReference": "MNI152 ICBM 2009a, rigid: the head keeps its size",
-        "SkullStripped": found.brain_only,
-        "source": job.source.name,
-        "brain_only": found.brain_only,
-        "correlation": round(found.correlation, 4),
-        "mutual_information": round(found.mutual_information, 4),
-        "rotation_degrees": round(found.rotation_degrees, 2),
-        "scale": round(found.scale, 4),
-        "white_level": round(found.white_level, 4),
-        "scan_from_template_mm": found.matrix.round(5).tolist(),
-    }
-    write_json(sidecar, quality)  # last: it says that the volume is finished
-    return quality
-
-
 def prepare_all(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
     """Results of ``prepare_scan`` in order, from several processes, with a progress bar on a terminal."""
     from tqdm.auto import tqdm
@@ -157,13 +103,16 @@ def prepare_all(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
             ) from None
 
 
-def prepare_bids(bids: Path, run: Run, out: Path | None = None, workers: int = 2) -> dict[str, Any]:
+def prepare_bids(
+    bids: Path, run: Run, out: Path | None = None, workers: int = 2, preparation: Preparation | None = None
+) -> dict[str, Any]:
     """Ensure the ``cohort`` stage from a BIDS folder: aligned volumes, checked covariates, splits, quality, failures.
 
-    ``out``: another folder for the cohort. Done before with the same table and scans: returns at once.
+    ``out``: another folder for the cohort. Done before with the same table, scans and settings: returns at once.
     """
     import pandas as pd
 
+    preparation = preparation or Preparation()
     folder = Path(out) if out is not None else run.stage("cohort")
     done = read_record(folder) if (folder / "participants.tsv").exists() else None
     if done is not None and not Path(bids).exists():
@@ -171,16 +120,20 @@ def prepare_bids(bids: Path, run: Run, out: Path | None = None, workers: int = 2
     rows, scans, absent = read_subjects(bids, run)
     bids = Path(bids)
     settings = {"cohort": run.cohort, "grid": run.profile.grid.model_dump(mode="json"), "method": METHOD}
+    settings |= preparation.settings()
     facts = [(str(path.relative_to(bids)), path.stat().st_size, path.stat().st_mtime_ns) for path in scans.values()]
     listing = settings_hash([settings, sha256(bids / "participants.tsv"), run.profile.diffusion.mask_channels, facts])
     if done is not None and done["results"].get("listing") == listing:
         return done
+    if preparation.brain_extraction:
+        load_extractor()  # not at the first scan, but before anything is written
     _claim(folder, bids)
     record = Record(
         folder, "preprocess.prepare_bids", settings, {"participants.tsv": sha256(bids / "participants.tsv")}
     )
     keys = list(rows[list(KEYS)].itertuples(index=False, name=None))
-    results = prepare_all([Job(scans[key], volume_path(folder, *key), run.profile.grid) for key in keys], workers)
+    jobs = [Job(scans[key], volume_path(folder, *key), run.profile.grid, preparation) for key in keys]
+    results = prepare_all(jobs, workers)
     failures = [(*key, result["failed"]) for key, result in zip(keys, results, strict=True) if "failed" in result]
     good = ["failed" not in result for result in results]
     if not any(good):
@@ -201,6 +154,7 @@ def prepare_bids(bids: Path, run: Run, out: Path | None = None, workers: int = 2
     about = {"simulated": False, "brain_only": brain_only, "publishable": publishable(run.cohort)[0]}
     write_tables(folder, table, run.cohort, about)
     draw_quality(folder, quality, run.profile.grid)
+    write_page(folder, run.cohort, quality, failures, run.profile.grid, preparation)
     _tell(failures, quality)
     record.inputs["scans"] = settings_hash([result["key"] for result in results if "failed" not in result])
     volumes = [volume_path(folder, *key) for key, fine in zip(keys, good, strict=True) if fine]
@@ -211,6 +165,7 @@ def prepare_bids(bids: Path, run: Run, out: Path | None = None, workers: int = 2
         failed=len(failures),
         flagged=int((quality["flagged"] != "").sum()),
         brain_only=brain_only,
+        brains_extracted=int(quality["brain_ml"].notna().sum()),
         correlation_median=round(float(quality["correlation"].median()), 4),
     )
 

@@ -1,6 +1,6 @@
-"""Rigid registration of a T1w scan to the MNI152 template, and its resampling in one interpolation.
+"""Rigid registration of a T1w scan to the MNI152 template.
 
-The paper used UniRes (Brudfors et al. 2020) for this step. Here: a similarity transform by Mattes mutual information,
+The paper used UniRes (Brudfors et al. 2019) for this step. Here: a similarity transform by Mattes mutual information,
 of which rotation and translation are kept, so that heads keep their size. Transforms are 4 x 4 matrices that map
 template points to scan points, in RAS mm.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import BrainLDMError
-from .profiles import Grid
+from .resampling import as_image, smoothed
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -57,37 +57,6 @@ def _template() -> tuple[sitk.Image, sitk.Image, sitk.Image]:
     return fixed, mask, as_image((white > 0.9).astype(np.float32), t1.affine)
 
 
-def as_image(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """SimpleITK image of (D, H, W) whose physical space is the scan's RAS mm (no change of sign anywhere).
-
-    Raises:
-        BrainLDMError: the affine is sheared, which no scanner gives.
-    """
-    import SimpleITK as sitk
-
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    axes = affine[:3, :3] / spacing
-    left, _, right = np.linalg.svd(axes)
-    if np.abs(axes - left @ right).max() > 0.02:
-        raise BrainLDMError("the header's affine is sheared; resample this scan to a plain grid")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.T, dtype=np.float32))
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((left @ right).ravel().tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    return image
-
-
-def _smoothed(image: sitk.Image, target_mm: float) -> sitk.Image:
-    """Blur each axis so that a voxel of ``target_mm`` sees the mean of what it covers, not one point."""
-    import SimpleITK as sitk
-
-    sigmas = [0.42 * np.sqrt(max(target_mm**2 - voxel**2, 0)) for voxel in image.GetSpacing()]
-    for axis, sigma in enumerate(sigmas):
-        if sigma > 0.1 * target_mm:
-            image = sitk.RecursiveGaussian(image, sigma=float(sigma), direction=axis)
-    return image
-
-
 def _coarse(image: sitk.Image) -> sitk.Image:
     """The scan at the working resolution, clipped at its brightest half per cent."""
     import SimpleITK as sitk
@@ -97,7 +66,7 @@ def _coarse(image: sitk.Image) -> sitk.Image:
     shift = [(new - old) / 2 for new, old in zip(spacing, image.GetSpacing(), strict=True)]
     origin = np.array(image.GetOrigin()) + np.array(image.GetDirection()).reshape(3, 3) @ shift
     small = sitk.Resample(
-        _smoothed(image, WORKING_MM), sides, sitk.Transform(), sitk.sitkLinear, origin.tolist(), spacing,
+        smoothed(image, WORKING_MM), sides, sitk.Transform(), sitk.sitkLinear, origin.tolist(), spacing,
         image.GetDirection(), 0.0, sitk.sitkFloat32,
     )  # fmt: skip
     values = sitk.GetArrayViewFromImage(small)
@@ -105,24 +74,43 @@ def _coarse(image: sitk.Image) -> sitk.Image:
     return sitk.Clamp(small, lowerBound=max(0.0, float(values.min())), upperBound=float(np.percentile(tissue, 99.5)))
 
 
-def _tissue(scan: sitk.Image) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Tissue points (N, 3) in mm, their intensities (N,), and whether the scan holds nothing but a brain.
-
-    Raises:
-        BrainLDMError: there is far too little or too much tissue for a head.
-    """
+def tissue_mask(image: sitk.Image) -> np.ndarray:
+    """What is bright in a T1w image, as booleans in SimpleITK's order of axes: tissue, without air and most fluid."""
     import SimpleITK as sitk
 
-    mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(scan, 0, 1, 128)) > 0
-    values = sitk.GetArrayViewFromImage(scan)
+    mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(image, 0, 1, 128)) > 0
+    values = sitk.GetArrayViewFromImage(image)
     # Otsu parts white from grey where there is no background; half of it is tissue in any T1w.
-    mask = values > 0.5 * (values[mask].min() if mask.any() else values.mean())
-    volume = mask.sum() * np.prod(scan.GetSpacing()) / 1000
+    return values > 0.5 * (values[mask].min() if mask.any() else values.mean())
+
+
+def _is_brain(mask: np.ndarray, image: sitk.Image) -> bool:
+    """Whether tissue is so little that it is a brain and no head.
+
+    Raises:
+        BrainLDMError: there is far too little or too much of it for a head.
+    """
+    volume = mask.sum() * np.prod(image.GetSpacing()) / 1000
     if not 300 < volume < 15000:
         raise BrainLDMError(f"holds {volume:.0f} ml of tissue, which is no head; check voxel size and content")
+    return bool(volume < BRAIN_LIMIT_ML)
+
+
+def is_brain_only(volume: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether a T1w scan (D, H, W) holds nothing but a brain."""
+    scan = _coarse(as_image(volume, affine))
+    return _is_brain(tissue_mask(scan), scan)
+
+
+def _tissue(scan: sitk.Image) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Tissue points (N, 3) in mm, their intensities (N,), and whether the scan holds nothing but a brain."""
+    import SimpleITK as sitk
+
+    mask = tissue_mask(scan)
     index = np.argwhere(mask)[:, ::-1]
     direction = np.array(scan.GetDirection()).reshape(3, 3) * scan.GetSpacing()
-    return index @ direction.T + scan.GetOrigin(), values[mask], bool(volume < BRAIN_LIMIT_ML)
+    points = index @ direction.T + scan.GetOrigin()
+    return points, sitk.GetArrayViewFromImage(scan)[mask], _is_brain(mask, scan)
 
 
 def _starts(points: np.ndarray, weights: np.ndarray, brain_only: bool, scale: float) -> list[sitk.Transform]:
@@ -222,23 +210,3 @@ def register(volume: np.ndarray, affine: np.ndarray) -> Registration:
     matrix[:3, :3] = np.array(best.GetMatrix()).reshape(3, 3) / best.GetScale()
     matrix[:3, 3] = best.GetTranslation() + np.array(CENTRE_MM) - matrix[:3, :3] @ CENTRE_MM
     return Registration(matrix, best.GetScale(), -method.GetMetricValue(), correlation, level, brain_only)
-
-
-def resample(volume: np.ndarray, affine: np.ndarray, matrix: np.ndarray, grid: Grid) -> np.ndarray:
-    """Scan (D, H, W) on a profile's grid in template space, in one interpolation.
-
-    Points lie about 1 mm apart and are averaged over each voxel of the grid, so that nothing aliases.
-    """
-    import SimpleITK as sitk
-
-    factor = max(1, round(grid.spacing_mm))
-    fine = grid.spacing_mm / factor
-    origin = np.array(grid.affine)[:3, 3] - grid.spacing_mm / 2 + fine / 2
-    transform = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
-    image = _smoothed(as_image(volume, affine), fine)
-    # Averaging hides the blur of linear interpolation; without it a cubic spline keeps edges.
-    how = sitk.sitkLinear if factor > 1 else sitk.sitkBSpline3
-    size = [side * factor for side in grid.shape]
-    moved = sitk.Resample(image, size, transform, how, origin.tolist(), [fine] * 3, np.eye(3).ravel().tolist(), 0.0)
-    blocks = sitk.GetArrayFromImage(moved).T.reshape([n for side in grid.shape for n in (side, factor)])
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)

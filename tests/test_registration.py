@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brainldm_core import registration
+from brainldm_core import registration, resampling
 from brainldm_core.dataset import read_nifti
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.profiles import Grid
@@ -100,7 +100,7 @@ def test_points_land_where_the_affine_says(spacing):
     voxels = np.stack(np.meshgrid(*(np.arange(n) for n in (90, 100, 80)), indexing="ij"), -1)
     scan_points = voxels @ affine[:3, :3].T + affine[:3, 3]
     template_points = (scan_points - matrix[:3, 3]) @ matrix[:3, :3]
-    placed = registration.resample(scene(template_points).astype(np.float32), affine, matrix, grid)
+    placed = resampling.resample(scene(template_points).astype(np.float32), affine, matrix, grid)
     index = np.stack(np.meshgrid(*(np.arange(side),) * 3, indexing="ij"), -1)
     wanted = scene(index @ np.array(grid.affine)[:3, :3].T + np.array(grid.affine)[:3, 3])
     # Averaging over a 5 mm voxel lowers a wave of 14 mm radians by 1 - (5/14)^2/24 = 0.5 %.
@@ -114,7 +114,7 @@ def test_averaging_does_not_alias():
     board = (np.indices((120, 120, 120)).sum(0) % 2).astype(np.float32)
     affine = np.diag([0.5, 0.5, 0.5, 1.0])
     affine[:3, 3] = -30
-    placed = registration.resample(board, affine, np.eye(4), grid)
+    placed = resampling.resample(board, affine, np.eye(4), grid)
     assert np.abs(placed[1:-1, 1:-1, 1:-1] - 0.5).max() < 0.02
 
 

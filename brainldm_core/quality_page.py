@@ -1,0 +1,174 @@
+"""The page ``quality.html`` of a cohort of real scans: what was done, what failed, and how each scan came out.
+
+One file that asks no other host for anything: pictures lie inside it. Every text that comes from a user's files is
+escaped.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .covariates import KEYS
+from .dataset import scan_name
+from .intensity import WAYS
+from .profiles import Grid
+from .quality import PICTURE_ROWS, read_scan, thumbnail, worst_first
+from .records import write_text
+from .scans import NOT_ASKED, Preparation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --text: #1c1e21; --soft: #5a6068; --line: #d5d9de; --mark: #fff1d6;
+  --warn: #9a3b00; }
+@media (prefers-color-scheme: dark) { :root { --page: #16181b; --text: #e8eaed; --soft: #a5abb3; --line: #3a3f45;
+  --mark: #3a2c12; --warn: #ffb469; } }
+body { background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
+  max-width: 84rem; padding: 1rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p, li { max-width: 48rem; } .soft { color: var(--soft); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .4rem .6rem; text-align: left; vertical-align: top; }
+thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 9rem; } th small { display: block; font-weight: 400;
+  color: var(--soft); }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.reason { min-width: 10rem; overflow-wrap: anywhere; } tr.look { background: var(--mark); }
+tr.look .reason { color: var(--warn); font-weight: 600; } td img { display: block; width: 21rem; max-width: none; }
+"""
+# A second wall behind the escaping: nothing but our own style and embedded pictures is ever loaded or run.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+LEGEND = (
+    "Slices at z = 18 mm, x = 0 and y = 0, left on the left; the red line is the template's brain. Brain and line need "
+    "not coincide, because heads keep their size: look for a brain that is turned, shifted or cut off.",
+    "Correlation is with the template inside its brain: about 0.55 for brains and 0.4 for whole heads. Mutual "
+    "information is what the alignment maximised. Rotation is how far the scan was turned. Scale is the size of the "
+    "head beside the template's, measured and then left out. White level is the scan's own intensity of white matter.",
+)
+PAPER = (
+    "The paper aligned its scans with UniRes (Brudfors et al. 2019). UniRes fits one denoised image of 1 mm voxels to "
+    "everything that was scanned of a person, under a prior that favours sharp edges, and aligns it rigidly.",
+    "Here each scan is aligned with SimpleITK and resampled once. Nothing is denoised, and thick slices stay as "
+    "blurred as they were: a scan of 5 mm slices does not become one of 1 mm.",
+    "Both are rigid, so that heads keep their size. The paper kept whole heads.",
+)
+COLUMNS = ("Correlation", "Mutual information", "Rotation (°)", "Scale", "White level")
+
+
+def _table(head: list[str], rows: list[str], caption: str) -> str:
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    return (
+        f'<div class="wide"><table><caption class="soft">{escape(caption)}</caption>\n'
+        f"<thead><tr>{cells}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+    )
+
+
+def _paragraphs(texts: tuple[str, ...]) -> str:
+    return "\n".join(f"<p>{escape(text)}</p>" for text in texts)
+
+
+def done_to(row: Any) -> str:
+    """What was done to a scan beside its alignment, in words."""
+    said = ["brain only" if row.brain_only else "whole head"]
+    if row.brain_ml == row.brain_ml and row.brain_ml is not None:
+        said.append(f"brain of {row.brain_ml:.0f} ml cut out by {row.brain_extraction}")
+    elif row.brain_extraction != NOT_ASKED:
+        said.append("was brain only already: nothing cut")
+    if row.bias_percent == row.bias_percent and row.bias_percent is not None:
+        said.append(f"bias field of {row.bias_percent:.0f} % taken off")
+    return "; ".join(said)
+
+
+def _scan_row(row: Any, picture: bytes | None) -> str:
+    name = scan_name(*(getattr(row, key) for key in KEYS))
+    alt = f"Three slices of {name} with the template's outline"
+    image = ""
+    if picture is not None:
+        image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{b64encode(picture).decode()}">'
+    values = (
+        f"{row.correlation:.2f}",
+        f"{row.mutual_information:.2f}",
+        f"{row.rotation_degrees:.1f}",
+        f"{row.scale:.2f}",
+        f"{row.white_level:.4g}",
+    )
+    numbers = "".join(f'<td class="number">{value}</td>' for value in values)
+    return (
+        f'<tr{" class=look" if row.flagged else ""}><th scope="row">{escape(name)}<small>{escape(str(row.source))}'
+        f'</small></th><td class="reason">{escape(row.flagged) or "no"}</td><td>{image}</td>{numbers}'
+        f"<td>{escape(done_to(row))}</td></tr>"
+    )
+
+
+def _failed_row(person: str, session: str, reason: str) -> str:
+    return f'<tr><th scope="row">{escape(scan_name(person, session))}</th><td class="reason">{escape(reason)}</td></tr>'
+
+
+def steps(grid: Grid, preparation: Preparation) -> list[str]:
+    """What was done to every scan, in order."""
+    shape = " × ".join(map(str, grid.shape))
+    return [
+        "The brain was cut out of whole heads." if preparation.brain_extraction else "No brain was cut out.",
+        "The bias field was taken off by N4." if preparation.bias_correction else "The bias field was left as it was.",
+        "The scan was aligned to the template ICBM 2009a: a rotation and a shift that maximise mutual information.",
+        f"It was resampled once, to {shape} voxels of {grid.spacing_mm:g} mm; what lies outside was cropped.",
+        f"Intensities ({preparation.intensity}): {WAYS[preparation.intensity]}.",
+    ]
+
+
+def write_page(
+    folder: Path,
+    cohort: str,
+    quality: pd.DataFrame,
+    failures: list[tuple[str, str, str]],
+    grid: Grid,
+    preparation: Preparation,
+) -> None:
+    """Write ``quality.html``: failures, scans from the worst to the best (the worst with pictures), the method."""
+    looks = int((quality["flagged"] != "").sum())
+    rows = [
+        _scan_row(row, thumbnail(read_scan(folder, row), grid) if place < PICTURE_ROWS else None)
+        for place, row in enumerate(worst_first(quality).itertuples())
+    ]
+    failed = _table(["Scan", "Reason"], [_failed_row(*failure) for failure in failures], "Scans that are not used")
+    head = ["Scan", "To look at", "Slices", *COLUMNS, "Done"]
+    caption = f"{len(quality)} scans, the worst first" + (
+        f"; pictures of the first {PICTURE_ROWS}" if len(quality) > PICTURE_ROWS else ""
+    )
+    done = "\n".join(f"<li>{escape(step)}</li>" for step in steps(grid, preparation))
+    write_text(
+        Path(folder) / "quality.html",
+        f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Quality of cohort {escape(cohort)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>Quality of cohort {escape(cohort)}</h1>
+<p><strong>{len(quality)}</strong> scans are used, <strong>{looks}</strong> of them should be looked at, and
+<strong>{len(failures)}</strong> are not used.</p>
+<p class="soft">This page shows real scans: it may go where they may go, and nowhere else.</p>
+<h2>Not used</h2>
+{failed if failures else "<p>None.</p>"}
+<h2>Scans</h2>
+{_paragraphs(LEGEND)}
+{_table(head, rows, caption)}
+<h2>What was done</h2>
+<ol>
+{done}
+</ol>
+<h2>How this differs from the paper</h2>
+{_paragraphs(PAPER)}
+</body>
+</html>
+""",
+    )
