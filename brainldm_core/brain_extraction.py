@@ -1,4 +1,4 @@
-"""The brain alone from a whole head, by the network of deepbet (Fisch et al. 2024), which lies in its own package.
+"""The brain alone from a whole head, by the network of deepbet (Fisch et al. 2023), which lies in its own package.
 
 An optional extra, imported late: deepbet brings a desktop interface and a top-level package named ``data`` with it.
 """

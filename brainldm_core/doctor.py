@@ -11,6 +11,7 @@ from pathlib import Path
 
 CORE = ("torch", "monai", "monai-generative", "nibabel", "nilearn", "papermill", "jupytext", "snakemake", "safetensors")
 OPTIONAL_PACKAGES = {
+    "deepbet": "cuts brains out of whole heads, for prepare bids --brain-extraction",
     "lpips": "the paper's perceptual loss; smaller profiles use a spectral one",
     "torchvision": "needed by lpips; must match torch",
 }

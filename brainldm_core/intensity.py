@@ -74,7 +74,8 @@ def window(placed: np.ndarray, way: str, white_level: float) -> tuple[float, flo
         low, high = float(placed.min()), float(placed.max())
     else:
         image = sitk.GetImageFromArray(np.ascontiguousarray(placed.T))
-        low, high = 0.0, float(np.percentile(placed.T[tissue_mask(image)], PERCENTILE))
+        tissue = placed.T[tissue_mask(image)]
+        low, high = 0.0, float(np.percentile(tissue, PERCENTILE)) if tissue.size else 0.0
     if not high > low:
         raise BrainLDMError("nothing of it lies in the field of the profile; check orientation and content")
     return low, high

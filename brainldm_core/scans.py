@@ -74,7 +74,7 @@ def prepare_scan(job: Job) -> dict[str, Any]:
     except BrainLDMError as error:
         text = str(error)
         return {"failed": text if text.startswith(str(job.source)) else f"{job.source}: {text}"}
-    except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
+    except Exception as error:  # whatever a library thinks of this scan, the others go on
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
         return {"failed": f"{job.source}: could not be prepared ({reason}); look at this scan"}
     save_volume(job.target, volume, job.grid.affine)

@@ -64,6 +64,7 @@ def test_unknown_words_and_options_are_errors(words, capsys):
         (["prepare", "bids"], "prepare bids: which folder?"),
         (["prepare", "atlas", "somewhere"], "prepare atlas: takes no folder"),
         (["prepare", "atlas", "--cohort", "anatomies"], "prepare atlas: takes no --out or other --cohort"),
+        (["prepare", "atlas", "--bias-correction"], "prepare atlas: simulated brains take no options of bids"),
         (["prepare", "anatomies"], "cohort 'anatomies' needs label maps"),
         (["prepare", "anatomies", "nowhere"], "nowhere: no such folder of label maps"),
         (["run", "all", "--cohort", "anatomies"], "cohort 'anatomies' needs label maps"),

@@ -18,7 +18,8 @@ import brainldm_core
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-UNPINNED = {"lpips"}  # this extra is not part of 'make setup': torchvision must match the user's own torch
+# These extras are not part of 'make setup': torchvision must match the user's own torch, and deepbet is pinned itself.
+UNPINNED = {"lpips", "brain-extraction"}
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -76,13 +77,13 @@ def imported() -> set[str]:
 
 def test_every_import_is_pinned_and_those_of_the_core_are_declared():
     owners = packages_distributions()
-    pinned, declared = pins(), {canonicalize_name(need.name) for need in requirements("book", "dev", "lpips")}
+    pinned, declared = pins(), {canonicalize_name(need.name) for need in requirements("book", "dev", *UNPINNED)}
     # These belong to packages that we declare: IPython and traitlets to JupyterLab, nbclient and nbformat to papermill.
     declared |= {"ipython", "traitlets", "nbclient", "nbformat", "packaging"}
     for name in imported():
         distributions = {canonicalize_name(owner) for owner in owners.get(name, [name])}
         assert distributions & declared, f"{name} is imported but not declared in pyproject.toml"
-        if name not in ("lpips", "torchvision"):
+        if name not in ("lpips", "torchvision", "deepbet"):
             assert distributions & set(pinned), f"{name} is imported but not pinned"
 
 

@@ -93,11 +93,16 @@ def test_scans_become_a_cohort_and_one_bad_scan_stops_nothing(bids, run, capsys)
     assert table["flagged"].isna().all()
     assert table["brain_only"].all()
     assert (folder / "quality.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "quality.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "truncated" in page
     assert record["results"] | {"scans": 4, "failed": 1, "flagged": 0, "brain_only": True} == record["results"]
     assert cohort.facts == {"simulated": False, "brain_only": True, "publishable": False}
     assert records.read_record(folder) == record
     sidecar = json.loads(next(folder.rglob("sub-a_ses-1*_T1w.json")).read_text())
     assert sidecar["SkullStripped"] is True
+    assert sidecar["brain_extraction"] == "off"
+    assert sidecar["intensity_window"] == [0, pytest.approx(sidecar["white_level"] / 0.8, rel=1e-3)]
 
 
 def test_a_second_start_does_only_what_is_stale(bids, run, quick, brain):
@@ -150,18 +155,20 @@ def test_every_kind_of_damaged_scan_is_listed(bids, run, quick, tmp_path):
         assert "sub-b" not in set(dataset.load_cohort(run.stage("cohort")).table["participant_id"])
 
 
-def test_a_registration_that_breaks_is_one_failed_scan(bids, run, quick, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("itk::ERROR:\nsomething long"), IndexError("index 5"), OSError("odd")])
+def test_a_registration_that_breaks_is_one_failed_scan(bids, run, quick, monkeypatch, error):
     fake = registration.register
 
     def broken(volume, affine):
         if len(quick) == 1:
             quick.append(None)
-            raise RuntimeError("itk::ERROR:\nsomething long")
+            raise error
         return fake(volume, affine)
 
     monkeypatch.setattr(registration, "register", broken)
     record = preprocess.prepare_bids(bids, run, workers=1)
     assert record["results"]["failed"] == 1
+    assert "could not be prepared" in (run.stage("cohort") / "failed.tsv").read_text()
 
 
 def test_no_usable_scan_is_an_error_that_leaves_nothing(bids, run, quick):
