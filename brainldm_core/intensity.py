@@ -18,7 +18,7 @@ PERCENTILE = 99.5
 WAYS = {
     "white": f"white matter to {WHITE_LEVEL}; brighter than 1 is clipped",
     "field": "darkest voxel of the cropped field to 0, brightest to 1",
-    "percentile": f"0 to 0, percentile {PERCENTILE} of the head's tissue to 1; brighter is clipped",
+    "percentile": f"0 to 0, percentile {PERCENTILE} of the tissue to 1; brighter is clipped",
 }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LOWEST_CORRELATION = 0.25  # whole heads reach about 0.4 with the skull-stripped template, brains about 0.55
+LOWEST_CORRELATION = 0.25  # of twenty scans that lay well, ten whole heads had 0.36 or more, ten brains 0.53 or more
 PICTURE_ROWS = 40
 
 
