@@ -182,6 +182,8 @@ def label_anatomy(path: Path, spacing_mm: float, whole_head: bool = False) -> An
 
     labels, affine = read_label_map(path)
     labels = only_known(labels)
+    if not whole_head:
+        labels[labels >= EXTRACEREBRAL] = 0
     if not (np.isin(LATERAL, labels).any() and np.isin((3, 42), labels).any()):
         raise BrainLDMError(f"{path}: has no lateral ventricles or no cortex; FreeSurfer's labels are needed")
     inside = np.argwhere(labels > 0)
