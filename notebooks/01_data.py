@@ -202,7 +202,7 @@ SWEPT = {
 }
 base = sweeps.typical_request(rows) | {"intracranial_volume_ml": REFERENCE_ICV_ML}
 asked = pd.concat(sweeps.sweep_requests(base, *swept) for swept in SWEPT.values())
-people, answers = simulate.simulate_requests(asked, run.profile.grid)
+simulated, answers = simulate.simulate_requests(asked, run.profile.grid)
 
 # %% [markdown]
 # Each row below is one person with one covariate changed. Look at the size of the ventricles, at the width of the sulci, at the
@@ -213,12 +213,12 @@ parts = {
     name: answers[answers["moved"] == column] for name, (column, _) in SWEPT.items()
 }
 shown = {
-    name: pages.panel_row(people, part, (SWEPT[name][0], f"measured_{SWEPT[name][0]}"))
+    name: pages.panel_row(simulated, part, (SWEPT[name][0], f"measured_{SWEPT[name][0]}"))
     for name, part in parts.items()
     if name != "age"
 }
 ages = parts["age"]
-shown["age"] = people[ages.index], [f"{age:.0f} years" for age in ages["age_years"]], [""] * 4
+shown["age"] = simulated[ages.index], [f"{age:.0f} years" for age in ages["age_years"]], [""] * 4
 figures.panels(shown)
 
 # %% [markdown]
