@@ -48,7 +48,7 @@ SOFT_TISSUE, FAT_SIGNAL, MUSCLE_SIGNAL, FAT_MM = 507, 0.85, 0.42, 8.0  # fat wit
 FLUID_SIGNAL = 0.2
 
 CLOSING_MM = 8.0  # sulci and fissures are narrower than twice this
-SULCI_MM = 1.0  # blur of the share of CSF; FIELD has voxels of 1 mm
+SULCI_MM = 1.0  # blur of the share of CSF
 MARGIN = 12  # voxels around a head, so that closing has room
 
 FIELD = Grid(shape=(192, 232, 200), spacing_mm=1.0)  # holds every head, in MNI space
@@ -196,7 +196,7 @@ def label_anatomy(path: Path, spacing_mm: float, whole_head: bool = False) -> An
     place = register(np.tensordot((FLUID_SIGNAL, 0.6, 0.8, FLUID_SIGNAL), maps, 1), affine).matrix
     moved = np.stack([resample(channel, affine, place, FIELD).clip(0, 1) for channel in maps])
     moved /= np.maximum(moved.sum(0), 1)  # the spline rings at edges
-    moved = soften_sulci(moved, SULCI_MM)
+    moved = soften_sulci(moved, SULCI_MM / FIELD.spacing_mm)
     texture = np.zeros_like(moved[:1])  # structures differ in their share of white
     if whole_head:
         signal = outside_signal(np.where(inner > 0, 1, labels), voxel_mm) * (inner == 0)

@@ -12,7 +12,7 @@ import pytest
 from brainldm_core import anatomies, dataset, label_maps, registration, simulate, simulate_run
 from brainldm_core.anatomy import Anatomy
 from brainldm_core.errors import BrainLDMError
-from brainldm_core.profiles import load_profile
+from brainldm_core.profiles import Grid, load_profile
 from brainldm_core.records import open_run
 
 
@@ -42,6 +42,7 @@ def maps(tmp_path, monkeypatch):
     """A folder of four label maps whose registration is known: they lie in MNI space already."""
     placed = registration.Registration(np.eye(4), 1.0, 1.0, 1.0, 0.8, True)
     monkeypatch.setattr(registration, "register", lambda volume, affine: placed)
+    monkeypatch.setattr(label_maps, "FIELD", Grid(shape=(96, 116, 100), spacing_mm=2.0))  # as fine as these maps
     folder = tmp_path / "labels"
     folder.mkdir()
     for number, width in enumerate((8, 11, 14, 18)):
@@ -78,7 +79,7 @@ def test_structures_have_their_share_of_white_and_unknown_labels_that_of_their_n
 def test_a_whole_head_has_its_layers_and_the_same_brain(maps):
     path = maps / "person_1.nii.gz"
     brain, whole = (label_maps.label_anatomy(path, 4.0, whole_head=kind) for kind in (False, True))
-    assert whole.volumes() == pytest.approx(brain.volumes(), rel=0.002)
+    assert whole.volumes() == pytest.approx(brain.volumes(), rel=0.005), "grids begin elsewhere, no more"
     assert not brain.maps[4].any() and whole.maps[4].max() == pytest.approx(label_maps.FAT_SIGNAL, abs=0.1)
     row = {
         "age_years": 60.0,
