@@ -37,8 +37,8 @@ class Handler(BaseHTTPRequestHandler):
                 if server.ranges != "silent":
                     self.send_header("Content-Range", f"bytes */{total}")
                 self.send_header("Content-Length", "0")
+                server.log.append((asked, 416, 0))  # before the client has its answer and looks
                 self.end_headers()
-                server.log.append((asked, 416, 0))
                 return None
             if server.ranges == "wrong":
                 start = 0
@@ -47,10 +47,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("Content-Length", str(total - start))
-        self.end_headers()
         sent = content[start : server.cut]
-        self.wfile.write(sent)
         server.log.append((asked, 206 if asked and server.ranges else 200, len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
         return None
 
     def log_message(self, *_):
