@@ -353,11 +353,13 @@ def test_the_commands(server, brains, capsys, tmp_path):
 
 
 def test_fetched_label_maps_make_the_anatomies(monkeypatch, tmp_path, capsys):
-    from brainldm_core import simulate
+    from brainldm_core import simulate_run
 
     monkeypatch.setenv("BRAINLDM_DATA", str(tmp_path / "data"))
     seen = []
-    monkeypatch.setattr(simulate, "simulate_cohort", lambda run, workers, labels: seen.append(labels) or {"seconds": 1})
+    monkeypatch.setattr(
+        simulate_run, "simulate_cohort", lambda run, workers, labels: seen.append(labels) or {"seconds": 1}
+    )
     words = ("prepare", "anatomies", "--profile", "smoke", "--runs", tmp_path / "runs")
     code, _, err = call(capsys, *words)
     assert code == 2 and "brainldm data fetch synthseg-labels" in err and not seen
