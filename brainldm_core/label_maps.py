@@ -121,7 +121,10 @@ def outside_signal(labels: np.ndarray, voxel_mm: float) -> np.ndarray:
     for label in np.unique(labels[(labels >= EXTRACEREBRAL) & (labels < 1000)]):
         signal[labels == label] = OUTSIDE_SIGNAL.get(int(label), MUSCLE_SIGNAL)
     signal[np.isin(labels, CSF)] = FLUID_SIGNAL
-    depth = ndimage.distance_transform_edt(np.pad(ndimage.binary_fill_holes(labels > 0), 1))[1:-1, 1:-1, 1:-1]
+    head = ndimage.binary_fill_holes(labels > 0)
+    lowest = int(np.flatnonzero(head.any((0, 1)))[0])
+    head[:, :, :lowest] = head[:, :, lowest : lowest + 1]  # where the map ends there is a neck, no skin
+    depth = ndimage.distance_transform_edt(np.pad(head, 1))[1:-1, 1:-1, 1:-1]
     soft = labels == SOFT_TISSUE
     signal[soft] = np.where(depth[soft] * voxel_mm < FAT_MM, FAT_SIGNAL, MUSCLE_SIGNAL)
     return signal

@@ -105,6 +105,9 @@ def test_layers_outside_have_their_signal():
     labels[15:17, 15:17, 15:17] = 1  # the brain: not outside
     signal = label_maps.outside_signal(labels, 2.0)[16, 16]
     np.testing.assert_allclose(signal[[1, 2, 4, 9, 10, 12, 16]], [0, 0.5, 0.85, 0.42, 0.12, 0.2, 0], atol=1e-6)
+    labels[:, :, :6] = 0  # the map ends inside the soft tissue
+    ends = label_maps.outside_signal(labels, 2.0)
+    assert ends[16, 9, 6] == pytest.approx(label_maps.MUSCLE_SIGNAL) and ends[16, 4, 6] == pytest.approx(0.85)
 
 
 def test_softened_sulci_keep_sums_and_the_ratio_of_grey_and_white():
