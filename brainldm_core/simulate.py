@@ -53,7 +53,7 @@ class Look:
 
 PEOPLE = Look(sharpness=2.5, csf=0.12, grey_at_60=0.49, bias=0.03, noise=0.008, grain=0.02)
 """Label maps do not blur grey and white as an averaged template does. Levels are those of ten labelled scans of
-OASIS-1, as shares of white matter: cortex (the mode) 0.61 at 60 years, ventricles 0.15, deviation of white matter 0.055.
+OASIS-1, as shares of white matter: cortex (mode) 0.61 at 60 years, ventricles 0.15, deviation of white matter 0.055.
 """
 LOOKS = {"atlas": Look(), "anatomies": PEOPLE, "heads": replace(PEOPLE, texture=1.0, whole_head=True)}
 """How each simulated cohort varies; the sulci of label maps were softened more than those of the template."""

@@ -103,7 +103,7 @@ def test_layers_outside_have_their_signal():
     labels[10:-10, 10:-10, 10:-10] = 515
     labels[12:-12, 12:-12, 12:-12] = 24
     labels[15:17, 15:17, 15:17] = 1  # the brain: not outside
-    signal = label_maps.outside_signal(labels, 2.0)[16, 16]
+    signal = label_maps.outside_signal(labels, 2.0)[:, 16, 16]
     np.testing.assert_allclose(signal[[1, 2, 4, 9, 10, 12, 16]], [0, 0.5, 0.85, 0.42, 0.12, 0.2, 0], atol=1e-6)
     labels[:, :, :6] = 0  # the map ends inside the soft tissue
     ends = label_maps.outside_signal(labels, 2.0)
