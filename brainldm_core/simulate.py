@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .anatomy import Anatomy, atlas_anatomy, volumes_ml
+from .anatomy import FLOW_MM, Anatomy, atlas_anatomy, volumes_ml
 from .covariates import REFERENCE_ICV_ML
 from .profiles import Grid
 from .warps import grid_points, integrate, look_up, random_warp
@@ -80,12 +80,17 @@ def working_grid(grid: Grid, factor: int) -> tuple[tuple[int, ...], np.ndarray, 
     return tuple(side * factor for side in grid.shape), origin, spacing
 
 
-def pull_back(anatomy: Anatomy, points: Any, growth_ml: float) -> np.ndarray:
-    """Maps (C, d, h, w) of an anatomy whose ventricles have grown, at points (1, 3, d, h, w)."""
+def pull_back(anatomy: Anatomy, points: Any, growth_ml: float, finer: int = 1) -> np.ndarray:
+    """Maps (C, d, h, w) of an anatomy whose ventricles have grown, at points (1, 3, d, h, w).
+
+    ``finer``: points between the given ones along each axis, where the warp is interpolated.
+    """
     import torch
 
     place = (anatomy.flow_origin_mm, anatomy.flow_spacing_mm)
     points = points + look_up(integrate(-growth_ml * torch.from_numpy(anatomy.flow)[None], *place), points, *place)
+    if finer > 1:
+        points = torch.nn.functional.interpolate(points, scale_factor=finer, mode="trilinear")
     return look_up(torch.from_numpy(anatomy.maps)[None], points, anatomy.origin_mm, anatomy.spacing_mm)[0].numpy()
 
 
@@ -133,14 +138,16 @@ def warp_subject(
     growth = target * own["intracranial"] - own["lateral"]
     warped = np.ones((4, *grid.shape))  # at first the head may be anywhere
     for source, factor, attempts in ((anatomy.coarser(), 1, 3), (anatomy, working_factor(grid), 2)):
-        _, origin, spacing = working_grid(grid, factor)
+        spacing = grid.spacing_mm / factor
+        finer = factor if spacing < FLOW_MM else 1  # warps are smooth: no need to look them up in each fine voxel
+        _, origin, step = working_grid(grid, factor // finer)
         box = _box(warped, factor)
-        sides = tuple(part.stop - part.start for part in box)
-        points = grid_points(sides, origin + [spacing * part.start for part in box], spacing) - centre
+        sides = tuple((part.stop - part.start) // finer for part in box)
+        points = grid_points(sides, origin + [step * part.start // finer for part in box], step) - centre
         before = 0.0, start  # growth and lateral fraction of the step before
         for attempt in range(attempts):
             head = points * torch.tensor(scale, dtype=torch.float32).view(1, 3, 1, 1, 1) + centre
-            warped = pull_back(source, head + look_up(warp, head, *warp_place), growth)
+            warped = pull_back(source, head + look_up(warp, head, *warp_place), growth, finer)
             found = volumes_ml(warped, spacing)
             reached, ratio = found["lateral"] / found["intracranial"], found["intracranial"] / wanted["intracranial"]
             near = abs(reached - target) <= 0.03 * target and abs(ratio - 1) < 0.005
@@ -163,15 +170,20 @@ def _box(coarse: np.ndarray, factor: int, margin: int = 2) -> list[slice]:
     return box
 
 
-def render(warped: np.ndarray, age_years: float, factor: int, rng: np.random.Generator, look: Look) -> tuple[Any, Any]:
-    """T1w volume in [0, 1] and labels on the profile's grid from warped maps: tissue means, bias, averaging, noise."""
+def render(
+    warped: np.ndarray, box: list[slice], grid: Grid, age_years: float, rng: np.random.Generator, look: Look
+) -> tuple[Any, Any]:
+    """T1w volume in [0, 1] and labels on the profile's grid from warped maps: tissue means, bias, averaging, noise.
+
+    ``box``: where on the working grid the maps lie.
+    """
     csf, grey, white, lateral, texture = warped
     grey_mean = look.grey_at_60 + look.grey_per_year * (age_years - 60) + look.grey_sd * rng.standard_normal()
     image = look.csf * (csf + lateral) + grey_mean * grey + look.white * white + look.texture * texture
     if look.grain:
         image = image + look.grain * (grey + white) * _speckle(image.shape, rng)
     tissue = np.stack([csf, grey, white, lateral])
-    tissue, image = (_average(field, factor) for field in (tissue, image[None]))
+    tissue, image = (_average(field, box, grid) for field in (tissue, image[None]))
     inside = tissue.sum(0)
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in inside.shape), indexing="ij")
     terms = [*axes, *(a * b for i, a in enumerate(axes) for b in axes[i:])]
@@ -191,11 +203,16 @@ def _speckle(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return sum(part / (part.std() * 2**0.5) for part in parts)
 
 
-def _average(field: np.ndarray, factor: int) -> np.ndarray:
-    """Mean over blocks of ``factor`` voxels a side of (C, D, H, W): the partial volume of a larger voxel."""
+def _average(field: np.ndarray, box: list[slice], grid: Grid) -> np.ndarray:
+    """Field (C, D, H, W) of a box of the working grid as the partial volume of the profile's larger voxels."""
+    factor = working_factor(grid)
     channels, *sides = field.shape
     blocks = [n for side in sides for n in (side // factor, factor)]
-    return field.reshape(channels, *blocks).mean((2, 4, 6))
+    whole = np.zeros((channels, *grid.shape), np.float32)
+    whole[:, *(slice(part.start // factor, part.stop // factor) for part in box)] = field.reshape(
+        channels, *blocks
+    ).mean((2, 4, 6))
+    return whole
 
 
 def simulate_subject(
@@ -209,12 +226,9 @@ def simulate_subject(
     brain = min(float(row["brain_volume_ml"]) / REFERENCE_ICV_ML * size, 0.97 * size - lateral)
     wanted = {"lateral": lateral, "brain": brain, "intracranial": size}
     warped, box = warp_subject(anatomy, grid, wanted, rng, look)
-    factor = working_factor(grid)
-    shape, _, spacing = working_grid(grid, factor)
-    maps = np.zeros((len(warped), *shape), np.float32)
-    maps[:, *box] = widen_sulci(warped, brain / size, look.sharpness)
-    found = volumes_ml(maps, spacing)
-    image, labels = render(maps, float(row["age_years"]), factor, rng, look)
+    maps = widen_sulci(warped, brain / size, look.sharpness)
+    found = volumes_ml(maps, grid.spacing_mm / working_factor(grid))
+    image, labels = render(maps, box, grid, float(row["age_years"]), rng, look)
     measured = {
         "ventricular_volume_ml": round(found["lateral"], 3),
         "brain_volume_ml": round(found["brain"] * REFERENCE_ICV_ML / found["intracranial"], 2),
