@@ -137,9 +137,10 @@ def warp_subject(
     slope = 1 / own["intracranial"]  # of the lateral fraction on growth, first order
     growth = target * own["intracranial"] - own["lateral"]
     warped = np.ones((4, *grid.shape))  # at first the head may be anywhere
-    for source, factor, attempts in ((anatomy.coarser(), 1, 3), (anatomy, working_factor(grid), 2)):
+    for source, factor in ((anatomy.coarser(), 1), (anatomy, working_factor(grid))):
         spacing = grid.spacing_mm / factor
         finer = factor if spacing < FLOW_MM else 1  # warps are smooth: no need to look them up in each fine voxel
+        attempts = 3 if source is not anatomy else 2 if finer == 1 else 1  # voxels of 2 mm were fine enough to meet it
         _, origin, step = working_grid(grid, factor // finer)
         box = _box(warped, factor)
         sides = tuple((part.stop - part.start) // finer for part in box)
