@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,25 @@ def build_brain_age(profile: Profile) -> nn.Module:
         shape = tuple(side // 2 for side in shape)
     last = nn.Linear(settings.channels[-1] * math.prod(shape), 1)
     return nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(settings.dropout), last)
+
+
+def build_segmenter(channels: Sequence[int]) -> nn.Module:
+    """UNet of the morphometry: volumes (B, 1, D, H, W) of 2 mm to logits of five tissues (B, 5, D, H, W).
+
+    A level for each of ``channels``; sides must divide by two to the power of one less.
+    """
+    from monai.networks.nets import DynUNet
+    from monai.networks.nets.dynunet import DynUNetSkipLayer
+
+    strides = [1] + [2] * (len(channels) - 1)
+    norm = ("INSTANCE", {"affine": True})
+    network = DynUNet(3, 1, 5, [3] * len(channels), strides, strides[1:], filters=list(channels), norm_name=norm)
+    layer = network.skip_layers
+    while isinstance(layer, DynUNetSkipLayer):
+        # It holds every block a second time, which would double a checkpoint: keep those as plain attributes.
+        layer.__dict__.update({name: layer._modules.pop(name) for name in ("downsample", "next_layer", "upsample")})
+        layer = layer.next_layer
+    return network
 
 
 def build(kind: str, profile: Profile) -> nn.Module:

@@ -1,0 +1,171 @@
+"""Tissues of a T1w scan, whole head or brain only, by the small UNet that ships: volumes in ml and label maps.
+
+The network has only seen images rendered from label maps (``segmentation_training``). It works on voxels of 2 mm, on
+a scan and its mirror image, and gives the share of each tissue in each voxel: sums of shares are volumes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .covariates import REFERENCE_ICV_ML
+from .random_scans import normalise
+from .rendering import TISSUES, VOXEL_MM
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SHIPPED = "weights/segmenter.safetensors"
+LICENCE = "Apache-2.0; trained on images rendered from the training label maps of SynthSeg (Apache-2.0)"
+DIVISOR = 16  # sides of the network's input
+BOX = (96, 112, 96)  # voxels of 2 mm around a brain: what the network sees of a larger scan
+LEAST_ML = 100.0  # less than this is no head
+
+
+@lru_cache(maxsize=1)
+def load_segmenter(path: Path | None = None) -> nn.Module:
+    """The network of a checkpoint; None: the one that ships."""
+    from .errors import BrainLDMError
+    from .networks import build_segmenter, load_checkpoint
+
+    path = Path(str(files(__package__) / SHIPPED)) if path is None else path
+    tensors, config = load_checkpoint(path, "segmenter")
+    network = build_segmenter(config["channels"])
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise BrainLDMError(f"{path}: weights do not fit their own configuration ({error}); fetch it again") from None
+    return network.eval().requires_grad_(False)
+
+
+def working_grid(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A scan in voxels of 2 mm, axes nearest to RAS, with its affine.
+
+    Smaller voxels are averaged; scans in voxels of 2 mm stay as they are, whatever the order of their axes.
+    """
+    import nibabel as nib
+    import SimpleITK as sitk
+
+    from .registration import as_image
+
+    image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(volume, np.float32), np.asarray(affine, float)))
+    values, affine = np.asarray(image.dataobj, np.float32), image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    sides = np.ceil(np.array(values.shape) * spacing / VOXEL_MM - 1e-3).astype(int)
+    parts = np.maximum(1, np.ceil(VOXEL_MM / spacing - 0.25)).astype(int)  # points to average along each axis
+    fine = VOXEL_MM / parts
+    axes = affine[:3, :3] / spacing
+    middle = affine[:3, :3] @ ((np.array(values.shape) - 1) / 2) + affine[:3, 3]
+    first = middle - axes @ (fine * (sides * parts - 1) / 2)
+    scan = as_image(values, affine)
+    moved = sitk.Resample(
+        scan, (sides * parts).tolist(), sitk.Transform(), sitk.sitkLinear, first.tolist(), fine.tolist(),
+        scan.GetDirection(), 0.0, sitk.sitkFloat32,
+    )  # fmt: skip
+    blocks = sitk.GetArrayFromImage(moved).T.reshape([n for pair in zip(sides, parts, strict=True) for n in pair])
+    placed = np.eye(4)
+    placed[:3, :3] = axes * VOXEL_MM
+    placed[:3, 3] = middle - axes @ (VOXEL_MM * (sides - 1) / 2)
+    return blocks.mean((1, 3, 5), dtype=np.float32), placed
+
+
+def predict(network: nn.Module, volume: np.ndarray) -> np.ndarray:
+    """Shares of tissues (5, D, H, W) in a volume (D, H, W) of 2 mm near RAS: mean over it and its mirror image."""
+    import torch
+
+    pads = [(-side % DIVISOR) for side in volume.shape]
+    before = [pad // 2 for pad in pads]
+    padded = np.pad(volume, [(low, pad - low) for low, pad in zip(before, pads, strict=True)])
+    image = normalise(torch.from_numpy(padded))
+    with torch.inference_mode():
+        both = network(torch.stack([image, image.flip(0)])[:, None]).softmax(1)
+    shares = (both[0] + both[1].flip(1)) / 2
+    inside = tuple(slice(low, low + side) for low, side in zip(before, volume.shape, strict=True))
+    return shares[(slice(None), *inside)].numpy()
+
+
+def tissue_shares(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Shares of ``TISSUES`` (5, d, h, w) in voxels of 2 mm, with their affine; None where there is no head.
+
+    A large scan is seen twice: as a whole, to find the brain, then in a box around it.
+    """
+    network = load_segmenter()
+    scan, placed = working_grid(volume, affine)
+    if not scan.max() > 0:
+        return None
+    shares = predict(network, scan)
+    if any(side > limit for side, limit in zip(scan.shape, BOX, strict=True)):
+        head = _head(shares)
+        if head is None:
+            return None
+        box = _box(head)
+        shares = np.zeros_like(shares)
+        shares[0] = 1
+        shares[(slice(None), *box)] = predict(network, scan[box])
+    head = _head(shares)
+    if head is None:
+        return None
+    shares *= head
+    shares[0] += 1 - head
+    return shares, placed
+
+
+def _head(shares: np.ndarray) -> np.ndarray | None:
+    """The largest piece inside the skull, with a rim of one voxel; None where there is no head."""
+    from scipy import ndimage
+
+    pieces, count = ndimage.label(shares[0] < 0.5)
+    if not count:
+        return None
+    sizes = np.bincount(pieces.ravel())[1:]
+    if sizes.max() * VOXEL_MM**3 / 1000 < LEAST_ML:
+        return None
+    return ndimage.binary_dilation(ndimage.binary_fill_holes(pieces == 1 + sizes.argmax()))
+
+
+def _box(head: np.ndarray) -> tuple[slice, ...]:
+    """The box around the middle of a head."""
+    slices = []
+    for axis, limit in enumerate(BOX):
+        ends = np.flatnonzero(head.any(tuple({0, 1, 2} - {axis})))[[0, -1]]
+        start = max(0, min(int(ends.sum() + 1 - limit) // 2, head.shape[axis] - limit))
+        slices.append(slice(start, min(start + limit, head.shape[axis])))
+    return tuple(slices)
+
+
+def measure(volume: np.ndarray, affine: Any) -> dict[str, float] | None:
+    """Lateral ventricles, brain, intracranial volume (ml) and brain normalised of a scan; None: there is no head."""
+    found = tissue_shares(volume, affine)
+    if found is None:
+        return None
+    amounts = found[0].sum((1, 2, 3), dtype=np.float64) * VOXEL_MM**3 / 1000
+    brain, size = float(amounts[2] + amounts[3]), float(amounts[1:].sum())
+    return {
+        "lateral_ventricles_ml": float(amounts[TISSUES.index("lateral")]),
+        "brain_ml": brain,
+        "intracranial_ml": size,
+        "brain_volume_ml": brain * REFERENCE_ICV_ML / size,
+    }
+
+
+def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
+    """Labels (D, H, W) uint8 on the grid of the scan: the place of the largest share in ``TISSUES``."""
+    import SimpleITK as sitk
+
+    from .registration import as_image
+
+    found = tissue_shares(volume, affine)
+    if found is None:
+        return np.zeros(np.shape(volume), np.uint8)
+    shares, placed = found
+    scan = as_image(np.zeros(np.shape(volume), np.float32), np.asarray(affine, float))
+    moved = [
+        sitk.GetArrayFromImage(sitk.Resample(as_image(share, placed), scan, sitk.Transform(), sitk.sitkLinear, edge)).T
+        for share, edge in zip(shares, (1.0, 0.0, 0.0, 0.0, 0.0), strict=True)
+    ]
+    return np.argmax(moved, axis=0).astype(np.uint8)
