@@ -34,7 +34,7 @@ def against_labels(image: Path, label: Path, method: str) -> dict[str, float | s
     """Volumes (ml) of a scan by its labels and by a method, Dice of the lateral ventricles, and seconds."""
     import nibabel as nib
 
-    from brainldm_core import morphometry
+    from brainldm_core import morphometry, segmentation
 
     scan, truth = (nib.as_closest_canonical(nib.load(path)) for path in (image, label))
     labels, ml = np.asarray(truth.dataobj), abs(np.linalg.det(truth.affine)) / 1000
@@ -43,9 +43,15 @@ def against_labels(image: Path, label: Path, method: str) -> dict[str, float | s
     if morphometry.choose(scan.affine, method) == "intensity":  # which wants [0, 1]
         volume = np.clip(0.8 * volume / np.percentile(volume[volume > 0], 90), 0, 1)
     start = time.process_time()
-    found = morphometry.measure(volume, scan.affine, method)
-    seconds = time.process_time() - start
-    mask = morphometry.segment(volume, scan.affine, method) == 4
+    if method == "network":  # looked at once for both
+        shares, placed = segmentation.tissue_shares(volume, scan.affine)
+        found = segmentation.volumes_ml(shares)
+        seconds = time.process_time() - start
+        mask = segmentation.labels_on(volume.shape, scan.affine, shares, placed) == 4
+    else:
+        found = morphometry.measure(volume, scan.affine, method)
+        seconds = time.process_time() - start
+        mask = morphometry.segment(volume, scan.affine, method) == 4
     return {
         "scan": image.name.split(".")[0],
         "lateral": lateral.sum() * ml,

@@ -1,8 +1,10 @@
-"""First morphometry: ventricles, brain and head size of a brain-only T1w volume, from its intensities alone.
+"""Morphometry: ventricles, brain and head size of a T1w volume. No label of the cohort is used.
 
-No label of the cohort is used. What is looked for where comes from the MNI152 template, laid over the head by its
-centre and extent along each axis; every amount comes from the volume's own intensities, partial volume included. All
-intensities are relative to white matter. Made for volumes of 1 to 5 mm near MNI orientation.
+Three methods: ``intensity``, the default of ``auto``; ``network`` (module ``segmentation``), for whole heads and any
+order of axes, which needs trained weights; and ``synthseg``, FreeSurfer's, where it is installed. The rest of this
+module is ``intensity``: what is looked for where comes from the MNI152 template, laid over the head by its centre and
+extent along each axis; every amount comes from the volume's own intensities, partial volume included, relative to white
+matter. It is made for brains alone of 1 to 5 mm near MNI orientation.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import numpy as np
 
 from .anatomy import lateral_ventricles
 from .covariates import REFERENCE_ICV_ML
+from .errors import BrainLDMError
 
+METHODS = ("auto", "intensity", "network", "synthseg")
+NETWORK_MM = 0.0  # voxels up to this size are the network's under auto: none, as its first training missed its targets
 WHITE_PERCENTILE = 90  # of all head voxels: within 1 % of the median of white matter in ten manually labelled scans
 RIM_LEVEL = 0.65  # a voxel at the rim counts whole from this part of the mean intensity of the layer beneath it
 NEAR_MM, FAR_MM, SEED_MM = 18.0, 35.0, 6.0  # from the template's lateral ventricles
@@ -65,11 +70,54 @@ def template(step: int = 2) -> Template:
     return Template(maps, affine[:3, 3], float(step), where.mean(0) + affine[:3, 3], where.std(0))
 
 
-def measure(volume: np.ndarray, affine: Any) -> dict[str, float]:
-    """Lateral ventricles, brain and intracranial volume (ml) of a volume (D, H, W) in [0, 1], and brain normalised.
+def choose(affine: Any, method: str = "auto") -> str:
+    """The method for voxels of this affine: ``auto`` is the network up to ``NETWORK_MM``, else intensities.
 
-    A volume without a head, as an untrained network gives, measures 0.
+    Raises:
+        BrainLDMError: there is no such method.
     """
+    if method not in METHODS:
+        raise BrainLDMError(f"method {method!r}: is unknown; choose one of {', '.join(METHODS)}")
+    if method != "auto":
+        return method
+    spacing = np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
+    return "network" if spacing.max() <= NETWORK_MM + 0.01 else "intensity"
+
+
+def measure(volume: np.ndarray, affine: Any, method: str = "auto") -> dict[str, float]:
+    """Lateral ventricles, brain and intracranial volume (ml) of a volume (D, H, W), and brain normalised for head size.
+
+    Lateral ventricles have their inferior horns and plexus; intracranial is the brain with the CSF in and around it. A
+    volume without a head, as an untrained network gives, measures 0.
+    """
+    method = choose(affine, method)
+    if method == "intensity":
+        return _measure_intensity(volume, affine)
+    if method == "synthseg":
+        from . import synthseg
+
+        return synthseg.measure(volume, affine)
+    from . import segmentation
+
+    return segmentation.measure(volume, affine) or dict(EMPTY)
+
+
+def segment(volume: np.ndarray, affine: Any, method: str = "auto") -> np.ndarray:
+    """Labels (D, H, W) uint8 as in simulated cohorts: 0 background, 1 CSF, 2 grey, 3 white, 4 lateral ventricles."""
+    method = choose(affine, method)
+    if method == "intensity":
+        return _segment_intensity(volume, affine)
+    if method == "synthseg":
+        from . import synthseg
+
+        return synthseg.segment(volume, affine)
+    from . import segmentation
+
+    return segmentation.segment(volume, affine)
+
+
+def _measure_intensity(volume: np.ndarray, affine: Any) -> dict[str, float]:
+    """What ``measure`` says, of a brain alone in [0, 1], from its intensities."""
     found = _analyse(volume, affine)
     if found is None:
         return dict(EMPTY)
@@ -83,8 +131,8 @@ def measure(volume: np.ndarray, affine: Any) -> dict[str, float]:
     }
 
 
-def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
-    """Labels (D, H, W) uint8 as in simulated cohorts: 0 background, 1 CSF, 2 grey, 3 white, 4 lateral ventricles."""
+def _segment_intensity(volume: np.ndarray, affine: Any) -> np.ndarray:
+    """What ``segment`` says, of a brain alone in [0, 1], from its intensities."""
     found = _analyse(volume, affine)
     labels = np.zeros(np.shape(volume), np.uint8)
     if found is not None:

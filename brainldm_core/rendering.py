@@ -22,7 +22,7 @@ SHARES = tuple(sorted(set(WHITE_SHARE.values())))
 SHELLS = 11  # groups of the labels outside the brain
 BRAIN = len(SHARES)  # groups before this one are parenchyma
 NEAR_CSF, FAR_CSF, VENTRICLE, SHELL, AIR = BRAIN, BRAIN + 1, BRAIN + 2, BRAIN + 3, BRAIN + 3 + SHELLS
-GROUPS = AIR  # air has the share that is left
+GROUPS, UNKNOWN = AIR, AIR + 1  # air has the share that is left
 WHITE_FROM = 0.7  # structures with at least this share of white count as white matter
 MARGIN_MM = 32.0  # of the head that is kept around the brain
 REACH_MM = 12.0  # how far from the ventricles their growth is felt
@@ -51,15 +51,16 @@ def read_person(path: Path) -> Person:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(spacing - 1).max() > 0.05:
         raise BrainLDMError(f"{path}: has voxels of {spacing.round(2)} mm; give a label map with voxels of 1 mm")
-    labels = _known(labels)
-    brain = np.isin(labels, [*WHITE_SHARE])
-    if not (np.isin(LATERAL, labels).any() and brain.any()):
+    groups = _group_of(labels)
+    brain = groups < BRAIN
+    if not ((groups == VENTRICLE).any() and brain.any()):
         raise BrainLDMError(f"{path}: has no lateral ventricles or no brain; FreeSurfer's labels are needed")
-    labels = labels[_around(brain)]
-    labels = np.pad(labels, [(0, side % 2) for side in labels.shape], mode="edge")
-    shape = tuple(side // 2 for side in labels.shape)
+    box = _around(brain)
+    groups = _known(labels[box], groups[box])
+    groups = np.pad(groups, [(0, side % 2) for side in groups.shape], mode="edge")
+    shape = tuple(side // 2 for side in groups.shape)
     counts = np.zeros((GROUPS + 1, np.prod(shape)), np.uint8)
-    groups, place = _group_of(labels), np.arange(np.prod(shape))
+    place = np.arange(np.prod(shape))
     for corner in np.ndindex(2, 2, 2):
         counts[groups[corner[0] :: 2, corner[1] :: 2, corner[2] :: 2].ravel(), place] += 1
     counts = counts[:GROUPS].reshape(GROUPS, *shape)
@@ -70,15 +71,14 @@ def read_person(path: Path) -> Person:
     return Person(path.name.split(".")[0], counts, fields)
 
 
-def _known(labels: np.ndarray) -> np.ndarray:
-    """Labels whose rare unknown values are those of the nearest known voxel; the head outside the brain is kept."""
-    unknown = ~np.isin(labels, [0, *CSF, *LATERAL, *WHITE_SHARE]) & ((labels < EXTRACEREBRAL) | (labels >= 1000))
+def _known(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Groups of labels whose rare unknown values are those of the nearest known voxel of the brain."""
+    unknown = groups == UNKNOWN
     if not unknown.any():
-        return labels
-    labels, box = labels.copy(), _around(unknown, 6)
-    part = labels[box]
-    labels[box] = np.where((part >= EXTRACEREBRAL) & (part < 1000), part, only_known(part))
-    return labels
+        return groups
+    groups, box = groups.copy(), _around(unknown, 6)
+    groups[box] = np.where(unknown[box], _group_of(only_known(labels[box])), groups[box])
+    return groups
 
 
 def _around(mask: np.ndarray, margin: float = MARGIN_MM) -> tuple[slice, ...]:
@@ -88,17 +88,19 @@ def _around(mask: np.ndarray, margin: float = MARGIN_MM) -> tuple[slice, ...]:
 
 
 def _group_of(labels: np.ndarray) -> np.ndarray:
-    """Group of each voxel: a structure of the brain, CSF, a lateral ventricle, a shell of the head, or air."""
-    table = np.full(int(labels.max()) + 1, AIR, np.uint8)
+    """Group of each voxel: a structure of the brain, CSF, a lateral ventricle, a shell of the head, air, or unknown."""
+    table = np.full(int(labels.max()) + 1, UNKNOWN, np.uint8)
+    table[0] = AIR
     for label in range(1, len(table)):
-        if label in WHITE_SHARE:
-            table[label] = SHARES.index(WHITE_SHARE[label])
-        elif label in CSF:
+        known = 3 if 1000 <= label < 3000 else 2 if 3000 <= label < 5000 else label  # parcels of cortex and beneath
+        if known in WHITE_SHARE:
+            table[label] = SHARES.index(WHITE_SHARE[known])
+        elif known in CSF:
             table[label] = NEAR_CSF
-        elif label in LATERAL:
+        elif known in LATERAL:
             table[label] = VENTRICLE
-        elif label >= EXTRACEREBRAL:
-            table[label] = SHELL + label % SHELLS
+        elif EXTRACEREBRAL <= known < 1000:
+            table[label] = SHELL + known % SHELLS
     return table[labels]
 
 

@@ -1,4 +1,4 @@
-"""Tissues of a T1w scan, whole head or brain only, by the small UNet that ships: volumes in ml and label maps.
+"""Tissues of a T1w scan, whole head or brain only, by a small UNet: volumes in ml and label maps.
 
 The network has only seen images rendered from label maps (``segmentation_training``). It works on voxels of 2 mm, on
 a scan and its mirror image, and gives the share of each tissue in each voxel: sums of shares are volumes.
@@ -138,12 +138,9 @@ def _box(head: np.ndarray) -> tuple[slice, ...]:
     return tuple(slices)
 
 
-def measure(volume: np.ndarray, affine: Any) -> dict[str, float] | None:
-    """Lateral ventricles, brain, intracranial volume (ml) and brain normalised of a scan; None: there is no head."""
-    found = tissue_shares(volume, affine)
-    if found is None:
-        return None
-    amounts = found[0].sum((1, 2, 3), dtype=np.float64) * VOXEL_MM**3 / 1000
+def volumes_ml(shares: np.ndarray) -> dict[str, float]:
+    """Lateral ventricles, brain, intracranial volume (ml) and brain normalised, from shares (5, D, H, W) of 2 mm."""
+    amounts = shares.sum((1, 2, 3), dtype=np.float64) * VOXEL_MM**3 / 1000
     brain, size = float(amounts[2] + amounts[3]), float(amounts[1:].sum())
     return {
         "lateral_ventricles_ml": float(amounts[TISSUES.index("lateral")]),
@@ -153,19 +150,27 @@ def measure(volume: np.ndarray, affine: Any) -> dict[str, float] | None:
     }
 
 
-def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
-    """Labels (D, H, W) uint8 on the grid of the scan: the place of the largest share in ``TISSUES``."""
+def labels_on(shape: tuple[int, ...], affine: Any, shares: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """Labels (D, H, W) uint8 on the grid of a scan: the place of the largest share in ``TISSUES``."""
     import SimpleITK as sitk
 
     from .registration import as_image
 
-    found = tissue_shares(volume, affine)
-    if found is None:
-        return np.zeros(np.shape(volume), np.uint8)
-    shares, placed = found
-    scan = as_image(np.zeros(np.shape(volume), np.float32), np.asarray(affine, float))
+    scan = as_image(np.zeros(shape, np.float32), np.asarray(affine, float))
     moved = [
         sitk.GetArrayFromImage(sitk.Resample(as_image(share, placed), scan, sitk.Transform(), sitk.sitkLinear, edge)).T
         for share, edge in zip(shares, (1.0, 0.0, 0.0, 0.0, 0.0), strict=True)
     ]
     return np.argmax(moved, axis=0).astype(np.uint8)
+
+
+def measure(volume: np.ndarray, affine: Any) -> dict[str, float] | None:
+    """``volumes_ml`` of a scan (D, H, W); None: there is no head."""
+    found = tissue_shares(volume, affine)
+    return None if found is None else volumes_ml(found[0])
+
+
+def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
+    """``labels_on`` the grid of a scan (D, H, W); all zero where there is no head."""
+    found = tissue_shares(volume, affine)
+    return np.zeros(np.shape(volume), np.uint8) if found is None else labels_on(np.shape(volume), affine, *found)

@@ -12,7 +12,7 @@ from torch import nn
 
 from .anatomies import split_anatomies
 from .label_maps import find_label_maps
-from .loop import LOSSES, draw_rows, fit, step_generator
+from .loop import LOSSES, STATE, draw_rows, fit, step_generator
 from .networks import build_segmenter, load_checkpoint, parameter_count, save_checkpoint
 from .profiles import Optimisation
 from .records import Record, read_record, sha256
@@ -101,9 +101,11 @@ def train_segmenter(
     save_checkpoint(folder / WEIGHTS, fitted.weights, config | {"training": training})
     record.earlier_seconds = fitted.earlier_seconds
     precision = accelerator.mixed_precision
-    return record.finish(
+    finished = record.finish(
         [folder / WEIGHTS, folder / LOSSES], parameters=parameter_count(bare), precision=precision, **training
     )
+    (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
+    return finished
 
 
 def export_segmenter(folder: Path, out: Path) -> Path:

@@ -86,7 +86,11 @@ def test_follows_manual_labels_of_real_scans(shared_data):
         volume = np.clip(0.8 * volume / np.percentile(volume[volume > 0], 90), 0, 1)
         volume = np.pad(volume, [(0, -side % 2) for side in volume.shape])
         blocks = [n for side in volume.shape for n in (side // 2, 2)]
-        found.append(morphometry.measure(volume.reshape(blocks).mean((1, 3, 5)), image.affine @ np.diag([2, 2, 2, 1])))
+        found.append(
+            morphometry.measure(
+                volume.reshape(blocks).mean((1, 3, 5)), image.affine @ np.diag([2, 2, 2, 1]), "intensity"
+            )
+        )
     found = pd.DataFrame(found)
     assert np.corrcoef(found["lateral_ventricles_ml"], table["lateral_ventricles_ml"])[0, 1] > 0.95
     assert np.corrcoef(found["brain_ml"], table["brain_ml"])[0, 1] > 0.95
