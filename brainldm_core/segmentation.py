@@ -24,6 +24,7 @@ SHIPPED = "weights/segmenter.safetensors"
 LICENCE = "Apache-2.0; trained on images rendered from the training label maps of SynthSeg (Apache-2.0)"
 DIVISOR = 16  # sides of the network's input
 BOX = (96, 112, 96)  # voxels of 2 mm around a brain: what the network sees of a larger scan
+PIECE_ML = 0.2  # a smaller piece of ventricle is none
 LEAST_ML = 100.0  # less than this is no head
 
 
@@ -112,7 +113,22 @@ def tissue_shares(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarr
         return None
     shares *= head
     shares[0] += 1 - head
-    return shares, placed
+    return _plausible(shares), placed
+
+
+def _plausible(shares: np.ndarray) -> np.ndarray:
+    """Shares whose ventricles lie at most a voxel from pieces of ventricle; what is elsewhere goes to other tissues.
+
+    A share of one per cent in every voxel of a head would add up to more than a ventricle holds.
+    """
+    from scipy import ndimage
+
+    pieces, _ = ndimage.label(shares[4] > 0.5)
+    large = np.bincount(pieces.ravel()) * VOXEL_MM**3 / 1000 >= PIECE_ML
+    large[0] = False
+    stray = shares[4] * ~ndimage.binary_dilation(large[pieces])
+    others = shares[:4] / np.maximum(shares[:4].sum(0), 1e-6)
+    return np.concatenate([shares[:4] + others * stray, (shares[4] - stray)[None]])
 
 
 def _head(shares: np.ndarray) -> np.ndarray | None:
