@@ -52,7 +52,7 @@ def working_grid(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarra
     import nibabel as nib
     import SimpleITK as sitk
 
-    from .registration import as_image
+    from .resampling import as_image
 
     image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(volume, np.float32), np.asarray(affine, float)))
     values, affine = np.asarray(image.dataobj, np.float32), image.affine
@@ -170,7 +170,7 @@ def labels_on(shape: tuple[int, ...], affine: Any, shares: np.ndarray, placed: n
     """Labels (D, H, W) uint8 on the grid of a scan: the place of the largest share in ``TISSUES``."""
     import SimpleITK as sitk
 
-    from .registration import as_image
+    from .resampling import as_image
 
     scan = as_image(np.zeros(shape, np.float32), np.asarray(affine, float))
     moved = [

@@ -12,7 +12,7 @@ from torch import nn
 
 from .anatomies import split_anatomies
 from .label_maps import find_label_maps
-from .loop import LOSSES, STATE, draw_rows, fit, step_generator
+from .loop import LOSSES, STATE, adamw, draw_rows, fit, step_generator
 from .networks import build_segmenter, load_checkpoint, parameter_count, save_checkpoint
 from .profiles import Optimisation
 from .records import Record, read_record, sha256
@@ -78,7 +78,7 @@ def train_segmenter(
     torch.manual_seed(seed)
     accelerator = prepare_accelerator()
     network = accelerator.prepare(build_segmenter(channels).to(memory_format=torch.channels_last_3d))
-    optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+    optimiser = adamw(network.parameters(), plan)
     loss_of = segmentation_loss()
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -91,7 +91,7 @@ def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
     import SimpleITK as sitk
 
     from .label_maps import read_label_map
-    from .registration import as_image
+    from .resampling import as_image
 
     with _segmented(volume, affine) as (path, _):
         labels, placed = read_label_map(path)
