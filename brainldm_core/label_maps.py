@@ -1,7 +1,7 @@
 """Anatomies of people, from label maps: FreeSurfer labels become soft tissue maps in MNI space.
 
 Made for the 20 training label maps of SynthSeg (manifest ``synthseg-labels``); any volumes with FreeSurfer
-labels work. What lies outside the brain and its CSF is left out: simulated brains are skull-stripped.
+labels work. What lies outside the brain and its CSF is left out, unless whole heads are asked for.
 """
 
 from __future__ import annotations

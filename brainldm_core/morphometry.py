@@ -29,7 +29,19 @@ NEAR_RATIO, FAR_RATIO = 1.5, 5.0  # how much further than the template's other C
 # manual labels (first column) and of the template (the rest, of tempered slope as the measured level is noisy).
 GREY_LIKE, HALF_WAY = (0.66, 0.76, 0.86), (0.42, 0.588, 0.618)
 EDGE = 0.2  # a voxel is all brain this part above half way, and none this part below
-EMPTY = {"lateral_ventricles_ml": 0.0, "brain_ml": 0.0, "intracranial_ml": 0.0, "brain_volume_ml": 0.0}
+
+
+def volumes_of(lateral_ml: float, brain_ml: float, intracranial_ml: float) -> dict[str, float]:
+    """What every method measures, in ml, and the brain normalised for head size."""
+    return {
+        "lateral_ventricles_ml": lateral_ml,
+        "brain_ml": brain_ml,
+        "intracranial_ml": intracranial_ml,
+        "brain_volume_ml": brain_ml * REFERENCE_ICV_ML / intracranial_ml if intracranial_ml else 0.0,
+    }
+
+
+EMPTY = volumes_of(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -123,12 +135,7 @@ def _measure_intensity(volume: np.ndarray, affine: Any) -> dict[str, float]:
         return dict(EMPTY)
     voxel_ml, head, csf_share, ventricles, brain, _ = found
     size, parenchyma = (float(part.sum()) * voxel_ml for part in (head, brain))
-    return {
-        "lateral_ventricles_ml": float((csf_share * ventricles).sum()) * voxel_ml,
-        "brain_ml": parenchyma,
-        "intracranial_ml": size,
-        "brain_volume_ml": parenchyma * REFERENCE_ICV_ML / size,
-    }
+    return volumes_of(float((csf_share * ventricles).sum()) * voxel_ml, parenchyma, size)
 
 
 def _segment_intensity(volume: np.ndarray, affine: Any) -> np.ndarray:

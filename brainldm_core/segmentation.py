@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .covariates import REFERENCE_ICV_ML
+from .morphometry import volumes_of
 from .random_scans import normalise
 from .rendering import TISSUES, VOXEL_MM
 
@@ -158,12 +158,7 @@ def volumes_ml(shares: np.ndarray) -> dict[str, float]:
     """Lateral ventricles, brain, intracranial volume (ml) and brain normalised, from shares (5, D, H, W) of 2 mm."""
     amounts = shares.sum((1, 2, 3), dtype=np.float64) * VOXEL_MM**3 / 1000
     brain, size = float(amounts[2] + amounts[3]), float(amounts[1:].sum())
-    return {
-        "lateral_ventricles_ml": float(amounts[TISSUES.index("lateral")]),
-        "brain_ml": brain,
-        "intracranial_ml": size,
-        "brain_volume_ml": brain * REFERENCE_ICV_ML / size,
-    }
+    return volumes_of(float(amounts[TISSUES.index("lateral")]), brain, size)
 
 
 def labels_on(shape: tuple[int, ...], affine: Any, shares: np.ndarray, placed: np.ndarray) -> np.ndarray:

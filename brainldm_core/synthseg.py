@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .covariates import REFERENCE_ICV_ML
 from .errors import BrainLDMError
 from .label_maps import CSF, LATERAL, WHITE_SHARE
+from .morphometry import volumes_of
 from .rendering import WHITE_FROM
 
 COMMAND = "mri_synthseg"
@@ -78,12 +78,7 @@ def measure(volume: np.ndarray, affine: Any) -> dict[str, float]:
     parenchyma = {name for name in found if name != TOTAL and not any(word in name for word in FLUID)}
     brain = sum(found[name] for name in parenchyma)
     size = found.get(TOTAL) or sum(found.values())
-    return {
-        "lateral_ventricles_ml": lateral,
-        "brain_ml": brain,
-        "intracranial_ml": size,
-        "brain_volume_ml": brain * REFERENCE_ICV_ML / size if size else 0.0,
-    }
+    return volumes_of(lateral, brain, size)
 
 
 def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
