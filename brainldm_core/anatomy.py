@@ -6,6 +6,7 @@ The ``atlas`` anatomy comes from the MNI152 2009a maps that ship inside nilearn,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Anatomy:
     flow_origin_mm: tuple[float, float, float]
     flow_spacing_mm: float
 
+    @cached_property
     def coarser(self) -> Anatomy:
         """The same anatomy, its maps on voxels twice as wide."""
         return replace(self, **_coarser(self.maps, self.origin_mm, self.spacing_mm))

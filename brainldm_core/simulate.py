@@ -80,10 +80,14 @@ def working_grid(grid: Grid, factor: int) -> tuple[tuple[int, ...], np.ndarray, 
     return tuple(side * factor for side in grid.shape), origin, spacing
 
 
-def pull_back(anatomy: Anatomy, points: Any, growth_ml: float, finer: int = 1) -> np.ndarray:
+def pull_back(
+    anatomy: Anatomy, points: Any, growth_ml: float, finer: int = 1, near: np.ndarray | None = None
+) -> np.ndarray:
     """Maps (C, d, h, w) of an anatomy whose ventricles have grown, at points (1, 3, d, h, w).
 
-    ``finer``: points between the given ones along each axis, where the warp is interpolated.
+    Args:
+        finer: points between the given ones along each axis, where the warp is interpolated.
+        near: where the head can be, (d, h, w) after that; maps are 0 elsewhere. None: anywhere.
     """
     import torch
 
@@ -91,7 +95,13 @@ def pull_back(anatomy: Anatomy, points: Any, growth_ml: float, finer: int = 1) -
     points = points + look_up(integrate(-growth_ml * torch.from_numpy(anatomy.flow)[None], *place), points, *place)
     if finer > 1:
         points = torch.nn.functional.interpolate(points, scale_factor=finer, mode="trilinear")
-    return look_up(torch.from_numpy(anatomy.maps)[None], points, anatomy.origin_mm, anatomy.spacing_mm)[0].numpy()
+    maps, place = torch.from_numpy(anatomy.maps)[None], (anatomy.origin_mm, anatomy.spacing_mm)
+    if near is None:
+        return look_up(maps, points, *place)[0].numpy()
+    inside = torch.from_numpy(near)
+    found = torch.zeros(maps.shape[1], *inside.shape)
+    found[:, inside] = look_up(maps, points[:, :, inside][..., None, None], *place)[0, :, :, 0, 0]
+    return found.numpy()
 
 
 def widen_sulci(warped: np.ndarray, brain_fraction: float, sharpness: float) -> np.ndarray:
@@ -136,39 +146,45 @@ def warp_subject(
     start = own["lateral"] / own["intracranial"]
     slope = 1 / own["intracranial"]  # of the lateral fraction on growth, first order
     growth = target * own["intracranial"] - own["lateral"]
-    warped = np.ones((4, *grid.shape))  # at first the head may be anywhere
-    for source, factor in ((anatomy.coarser(), 1), (anatomy, working_factor(grid))):
+    box, near = [slice(0, side) for side in grid.shape], None  # at first the head may be anywhere
+    for source, factor in ((anatomy.coarser, 1), (anatomy, working_factor(grid))):
         spacing = grid.spacing_mm / factor
         finer = factor if spacing < FLOW_MM else 1  # warps are smooth: no need to look them up in each fine voxel
         attempts = 3 if source is not anatomy else 2 if finer == 1 else 1  # voxels of 2 mm were fine enough to meet it
         _, origin, step = working_grid(grid, factor // finer)
-        box = _box(warped, factor)
         sides = tuple((part.stop - part.start) // finer for part in box)
         points = grid_points(sides, origin + [step * part.start // finer for part in box], step) - centre
         before = 0.0, start  # growth and lateral fraction of the step before
         for attempt in range(attempts):
             head = points * torch.tensor(scale, dtype=torch.float32).view(1, 3, 1, 1, 1) + centre
-            warped = pull_back(source, head + look_up(warp, head, *warp_place), growth, finer)
+            warped = pull_back(source, head + look_up(warp, head, *warp_place), growth, finer, near)
             found = volumes_ml(warped, spacing)
             reached, ratio = found["lateral"] / found["intracranial"], found["intracranial"] / wanted["intracranial"]
-            near = abs(reached - target) <= 0.03 * target and abs(ratio - 1) < 0.005
-            if near or (source is anatomy and attempt == attempts - 1):
+            met = abs(reached - target) <= 0.03 * target and abs(ratio - 1) < 0.005
+            if met or (source is anatomy and attempt == attempts - 1):
                 break
             if abs(growth - before[0]) > 1:
                 slope = max((reached - before[1]) / (growth - before[0]), 0.2 / own["intracranial"])
             before = growth, reached
             growth, scale = growth + (target - reached) / slope, scale * ratio ** (1 / 3)
+        if source is not anatomy:
+            box, near = _around(warped, working_factor(grid))
     return warped, box
 
 
-def _box(coarse: np.ndarray, factor: int, margin: int = 2) -> list[slice]:
-    """Where on a grid with ``factor`` voxels to a side the head lies, given its maps (C, D, H, W) with one."""
-    head = np.abs(coarse).sum(0) > 0.01
-    box = []
-    for axis, side in enumerate(head.shape):
-        where = np.flatnonzero(head.any(tuple({0, 1, 2} - {axis})))
-        box.append(slice(factor * max(where[0] - margin, 0), factor * min(where[-1] + 1 + margin, side)))
-    return box
+def _around(coarse: np.ndarray, factor: int, margin: int = 2) -> tuple[list[slice], np.ndarray]:
+    """The box of a grid with ``factor`` voxels to a side that the head fills, and where it can be inside of that.
+
+    ``coarse``: its maps (C, D, H, W) with one voxel to a side.
+    """
+    from scipy import ndimage
+
+    near = ndimage.maximum_filter(np.abs(coarse).sum(0) > 0.01, 2 * margin + 1)
+    ends = [np.flatnonzero(near.any(tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    inside = near[tuple(slice(first, last + 1) for first, last in ends)]
+    for axis in range(3):
+        inside = inside.repeat(factor, axis)
+    return [slice(factor * first, factor * (last + 1)) for first, last in ends], inside
 
 
 def render(
@@ -207,12 +223,10 @@ def _speckle(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 def _average(field: np.ndarray, box: list[slice], grid: Grid) -> np.ndarray:
     """Field (C, D, H, W) of a box of the working grid as the partial volume of the profile's larger voxels."""
     factor = working_factor(grid)
-    channels, *sides = field.shape
-    blocks = [n for side in sides for n in (side // factor, factor)]
-    whole = np.zeros((channels, *grid.shape), np.float32)
-    whole[:, *(slice(part.start // factor, part.stop // factor) for part in box)] = field.reshape(
-        channels, *blocks
-    ).mean((2, 4, 6))
+    rows = [field[:, i::factor, j::factor] for i in range(factor) for j in range(factor)]
+    whole = np.zeros((len(field), *grid.shape), np.float32)
+    place = [slice(part.start // factor, part.stop // factor) for part in box]
+    whole[:, *place] = sum(sum(row[..., k::factor] for k in range(factor)) for row in rows) / factor**3
     return whole
 
 
