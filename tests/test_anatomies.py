@@ -180,7 +180,7 @@ def test_an_anatomy_comes_back_from_its_file(maps, tmp_path):
     assert (again.name, again.origin_mm, again.spacing_mm) == ("person_2", anatomy.origin_mm, 5.0)
     assert np.array_equal(again.maps, anatomy.maps) and np.array_equal(again.flow, anatomy.flow)
     assert (again.flow_origin_mm, again.flow_spacing_mm) == (anatomy.flow_origin_mm, 5.0)
-    coarse = anatomy.coarser()
+    coarse = anatomy.coarser
     assert coarse.spacing_mm == 10.0 and coarse.volumes() == pytest.approx(anatomy.volumes(), rel=0.02)
 
 
