@@ -70,10 +70,16 @@ def condition_vector(settings: Diffusion, values: torch.Tensor, present: torch.T
     return settings.condition_gain * values
 
 
-def predict(unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-    """Hybrid conditioning: the vector (B, K) joins the latent (B, C, d, h, w) as maps and as the one context token."""
-    maps = condition[:, :, None, None, None].expand(-1, -1, *noisy.shape[2:])
-    return unet(torch.cat([noisy, maps], dim=1), timesteps=timesteps, context=condition[:, None, :])
+def predict(
+    settings: Diffusion, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor
+) -> torch.Tensor:
+    """Hybrid conditioning: the vector (B, K) joins the latent (B, C, d, h, w) as maps and as the one context token.
+
+    With one of the two alone (``settings.conditioning``) the other sees zeros, so that the network keeps its size.
+    """
+    maps, token = (condition * (settings.conditioning != other) for other in ("cross-attention", "concatenation"))
+    maps = maps[:, :, None, None, None].expand(-1, -1, *noisy.shape[2:])
+    return unet(torch.cat([noisy, maps], dim=1), timesteps=timesteps, context=token[:, None, :])
 
 
 def drop_covariates(present: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
@@ -110,5 +116,5 @@ def diffusion_loss(
     if settings.covariate_dropout:
         present = drop_covariates(present.cpu(), settings.covariate_dropout, generator).to(latent.device)
     condition = condition_vector(settings, values, present)
-    output = predict(unet, add_noise(settings, latent, noise, timesteps), timesteps, condition)
+    output = predict(settings, unet, add_noise(settings, latent, noise, timesteps), timesteps, condition)
     return ((output.float() - target(settings, latent, noise, timesteps)) ** 2).mean()

@@ -99,6 +99,10 @@ class Diffusion(_Settings):
     norm_groups: PositiveInt
     mask_channels: bool
     prediction: Literal["epsilon", "velocity"]
+    # How the request enters; hybrid, the paper's, is not in records: those made before there was a choice stay valid.
+    conditioning: Literal["hybrid", "concatenation", "cross-attention"] = Field(
+        default="hybrid", exclude_if=lambda way: way == "hybrid"
+    )
     timesteps: PositiveInt = 1000
     beta_start: float = Field(default=0.0015, gt=0)
     beta_end: float = Field(default=0.0205, gt=0)
@@ -116,6 +120,8 @@ class Diffusion(_Settings):
             raise ValueError("covariate_dropout needs mask_channels: true")
         if self.mean_latent and not self.mask_channels:
             raise ValueError("mean_latent needs mask_channels: true")
+        if self.mean_latent and self.conditioning != "hybrid":
+            raise ValueError("mean_latent brings the request by a way of its own: it needs conditioning: hybrid")
         return self
 
 

@@ -116,6 +116,7 @@ def sampler_coefficients(settings: Diffusion, timesteps: Sequence[int], eta: flo
 
 
 def guided_prediction(
+    settings: Diffusion,
     unet: nn.Module,
     noisy: torch.Tensor,
     timesteps: torch.Tensor,
@@ -129,8 +130,8 @@ def guided_prediction(
     None, or a scale of 1, is the plain prediction in half the time.
     """
     if without is None or scale == 1:
-        return predict(unet, noisy, timesteps, condition)
-    both = predict(unet, noisy.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), torch.cat([condition, without]))
+        return predict(settings, unet, noisy, timesteps, condition)
+    both = predict(settings, unet, noisy.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), torch.cat([condition, without]))
     asked, less = both.chunk(2)
     return less + scale * (asked - less)
 
@@ -166,7 +167,7 @@ def denoise(
     for index in range(len(timesteps)):
         time = times[index].expand(len(latent))
         acts = interval[0] <= timesteps[index] / settings.timesteps <= interval[1]
-        output = guided_prediction(unet, latent, time, condition, without if acts else None, guidance).float()
+        output = guided_prediction(settings, unet, latent, time, condition, without if acts else None, guidance).float()
         clean, epsilon = split_prediction(settings, output, latent, time)
         latent = weights[index, 0] * clean + weights[index, 1] * epsilon
         if eta > 0:

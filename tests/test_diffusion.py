@@ -53,7 +53,9 @@ def test_condition_vector_has_masks_or_refuses_missing_values():
         diffusion.condition_vector(PAPER, values, present)
 
 
-def test_condition_reaches_the_network_by_both_ways():
+@pytest.mark.parametrize("way", ["hybrid", "concatenation", "cross-attention"])
+def test_condition_reaches_the_network_by_the_ways_of_the_profile(way):
+    settings = TINY.model_copy(update={"conditioning": way})
     seen = {}
 
     def network(inputs, timesteps, context):
@@ -61,10 +63,19 @@ def test_condition_reaches_the_network_by_both_ways():
         return inputs[:, :3]
 
     noisy, condition = torch.randn(2, 3, 4, 4, 4), torch.rand(2, 8)
-    diffusion.predict(network, noisy, torch.tensor([3, 4]), condition)
+    diffusion.predict(settings, network, noisy, torch.tensor([3, 4]), condition)
     assert seen["inputs"].shape == (2, 11, 4, 4, 4)
-    assert torch.equal(seen["inputs"][:, 3:, 1, 2, 3], condition)
-    assert torch.equal(seen["context"][:, 0], condition)
+    assert torch.equal(seen["inputs"][:, 3:, 1, 2, 3], condition * (way != "cross-attention"))
+    assert torch.equal(seen["context"][:, 0], condition * (way != "concatenation"))
+
+
+def test_the_mean_latent_needs_hybrid_conditioning_and_hybrid_is_not_in_records():
+    assert "conditioning" not in TINY.model_dump(mode="json")
+    parts = TINY.model_dump(mode="json") | {"conditioning": "concatenation"}
+    with pytest.raises(ValueError, match="mean_latent brings the request"):
+        type(TINY).model_validate(parts)
+    alone = type(TINY).model_validate(parts | {"mean_latent": False})
+    assert alone.model_dump(mode="json")["conditioning"] == "concatenation"
 
 
 def test_timesteps_are_stratified_and_shift_to_more_noise():

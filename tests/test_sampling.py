@@ -140,7 +140,7 @@ def test_guidance_multiplies_what_the_guided_covariates_add():
     asked = sampling.condition_vector(SMOKE.diffusion, values, present)
     without = sampling.condition_vector(SMOKE.diffusion, values, present * sampling.unguided(SMOKE))
     noisy, times = torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, dtype=torch.long)
-    answer = sampling.guided_prediction(network, noisy, times, asked, without, 3.0)
+    answer = sampling.guided_prediction(SMOKE.diffusion, network, noisy, times, asked, without, 3.0)
     wanted = gain * (0.5 + 2.5 + 75 + 3 * 125)  # SMOKE guides the brain volume alone
     assert torch.allclose(answer, torch.full_like(answer, wanted))
     assert SMOKE.sampling.guided == ("brain_volume_ml",)
