@@ -77,7 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--sampler", choices=["ddim", "ddpm"], help="default: the profile's")
     sample.add_argument("--steps", type=int, help="steps of ddim; default: the profile's")
-    sample.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
+    sample.add_argument(
+        "--weights",
+        type=lambda text: text if text == "bundle" else Path(text),  # ./bundle is a folder
+        metavar="RUN",
+        help="a run's folder, or bundle: the network that the paper's authors released, once brainldm data fetch "
+        "brain-ldm-bundle has got it, or a folder with its models; default: the weights that ship",
+    )
+    sample.add_argument("--profile", help="what the weights must be of; the released ones are of paper")
     sample.add_argument("--out", type=Path, default=Path("brains"), metavar="DIR", help="default brains")
 
     release = add("release", "draw a shard of a public set of brains in BIDS", commands.run_release, run=False)
@@ -109,6 +116,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="name of the run, e.g. tiny-atlas, or its folder")
     export.add_argument("--runs", default="runs", metavar="DIR")
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument(
+        "--released",
+        action="store_true",
+        help="in single precision, in the layout of the network that the paper's authors released; for MONAI",
+    )
     publish = add(
         "publish",
         "put the outputs and results of a finished run in the published book",

@@ -163,7 +163,7 @@ def run_sample(args: argparse.Namespace) -> None:
     from .sampling import load_pipeline, sample
 
     check_free(args.out)
-    pipeline = load_pipeline(args.weights)
+    pipeline = load_pipeline(args.weights, profile=args.profile)
     table = pd.DataFrame([asked] * args.n)
     ids = list(range(1, args.n + 1))
     usual = pipeline.profile.sampling
@@ -243,9 +243,10 @@ def _run_folder(args: argparse.Namespace) -> Path:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the weights of a run as a pair."""
+    from .released import save_released
     from .training import export_weights
 
-    for path in export_weights(_run_folder(args), args.out):
+    for path in (save_released if args.released else export_weights)(_run_folder(args), args.out):
         print(path)
 
 

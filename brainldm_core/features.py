@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from .errors import BrainLDMError
 from .fetch import data_folder
+from .foreign import filled, read_state
 from .records import sha256
 
 MEDICALNET_FILE = "resnet_50_23dataset.pth"
@@ -47,7 +47,7 @@ class Extractor:
         return f"{self.name} ({self.sha256[:12]}){words}"
 
 
-def _z_score(x: torch.Tensor) -> torch.Tensor:
+def z_score(x: torch.Tensor) -> torch.Tensor:
     """Each volume less its mean, over its standard deviation, all voxels included."""
     deviation, mean = torch.std_mean(x, (1, 2, 3, 4), correction=0, keepdim=True)
     return (x - mean) / deviation.clamp_min(1e-6)
@@ -89,7 +89,7 @@ def offline_extractor() -> Extractor:
     def features(x: torch.Tensor) -> torch.Tensor:
         if min(x.shape[2:]) < SMALLEST:
             raise BrainLDMError(f"volumes of {tuple(x.shape[2:])} voxels: {OFFLINE_NAME} needs {SMALLEST} a side")
-        x, pooled = _z_score(x), []
+        x, pooled = z_score(x), []
         for depth, weight in enumerate(weights):
             x = functional.avg_pool3d(x, 2) if depth else x
             x = functional.conv3d(functional.pad(x, (1,) * 6, mode="replicate"), weight.to(x.device)).abs()
@@ -140,44 +140,47 @@ class MedicalNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*layer))
             inputs = 4 * width
 
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, 2048, d, h, w), an eighth of each side, of z-scored volumes (B, 1, D, H, W)."""
+        x = functional.max_pool3d(self.bn1(self.conv1(x)).relu_(), 3, stride=2, padding=1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, 2048) of z-scored volumes (B, 1, D, H, W)."""
-        x = functional.max_pool3d(self.bn1(self.conv1(x)).relu_(), 3, stride=2, padding=1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3, 4))
+        return self.maps(x).mean((2, 3, 4))
 
 
-def medicalnet_extractor(path: Path, expected: str = MEDICALNET_SHA256) -> Extractor:
-    """MedicalNet's ResNet-50 pretrained on 23 data sets, as the paper's FID (section 3.1): 2,048 features.
+def load_medicalnet(path: Path, expected: str | None = None) -> tuple[MedicalNet, str]:
+    """MedicalNet's ResNet-50 pretrained on 23 data sets, and the SHA-256 of its file.
 
     Args:
         path: ``resnet_50_23dataset.pth`` of the hub repository TencentMedicalNet/MedicalNet-Resnet50.
-        expected: SHA-256 of the file; it is checked before the file is opened as weights.
+        expected: SHA-256 of the file, None: the published one; it is checked before the file is opened as weights.
 
     Raises:
         BrainLDMError: the file is missing, is another one, or does not hold this network.
     """
-    path = Path(path)
+    path, expected = Path(path), expected or MEDICALNET_SHA256
     if not path.is_file():
-        raise BrainLDMError(f"{path}: no such file; get it with brainldm data fetch medicalnet, or use the offline one")
+        raise BrainLDMError(f"{path}: no such file; get it with: brainldm data fetch medicalnet")
     found = sha256(path)
     if found != expected:
         raise BrainLDMError(f"{path}: SHA-256 is {found}, {expected} was expected; fetch {MEDICALNET_FILE} again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise BrainLDMError(f"{path}: holds no weights that load ({type(error).__name__}); fetch it again") from None
-    with torch.device("meta"):  # no time is lost on random weights
-        network = MedicalNet()
-    counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
-    weights = counters | {name: value for name, value in weights.items() if not name.startswith("conv_seg.")}
-    try:
-        network.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        line = str(error).splitlines()[1].strip()
-        raise BrainLDMError(f"{path}: is not MedicalNet's ResNet-50 ({line}); fetch {MEDICALNET_FILE}") from None
-    network.eval().requires_grad_(False)
-    return Extractor("MedicalNet ResNet-50", found, True, lambda x: network.to(x.device)(_z_score(x)))
+    state = read_state(path, "state_dict")
+    state = {name: value for name, value in state.items() if not name.startswith("conv_seg.")}
+    return filled(MedicalNet, state, path, "MedicalNet's ResNet-50"), found
+
+
+def medicalnet_extractor(path: Path, expected: str | None = None) -> Extractor:
+    """MedicalNet's 2,048 features, as the paper's FID (section 3.1); see ``load_medicalnet``."""
+    network, found = load_medicalnet(path, expected)
+    return Extractor("MedicalNet ResNet-50", found, True, lambda x: network.to(x.device)(z_score(x)))
+
+
+def find_medicalnet() -> Path | None:
+    """MedicalNet's file, where it was fetched or lies in ``data_folder()``."""
+    places = (data_folder() / "medicalnet" / MEDICALNET_FILE, data_folder() / MEDICALNET_FILE)
+    return next((path for path in places if path.exists()), None)
 
 
 def default_extractor() -> Extractor:
@@ -186,8 +189,7 @@ def default_extractor() -> Extractor:
     Raises:
         BrainLDMError: MedicalNet's file is there but is another one.
     """
-    places = (data_folder() / "medicalnet" / MEDICALNET_FILE, data_folder() / MEDICALNET_FILE)
-    path = next((path for path in places if path.exists()), None)
+    path = find_medicalnet()
     return medicalnet_extractor(path) if path else offline_extractor()
 
 

@@ -32,14 +32,35 @@ def amplitudes(volume: torch.Tensor) -> torch.Tensor:
     return torch.fft.rfftn(volume.float(), dim=(2, 3, 4), norm="ortho").abs()
 
 
+def feature_distance(network: nn.Module, reconstruction: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
+    """Squared difference of MedicalNet's unit feature vectors, averaged over places and batch; (B, 1, D, H, W).
+
+    As MONAI's 3-D perceptual loss, but each volume is z-scored by itself: its loss does not depend on its company.
+    """
+    from .features import z_score
+
+    ours, theirs = (
+        nn.functional.normalize(network.maps(z_score(part.float())), dim=1) for part in (reconstruction, volume)
+    )
+    return ((ours - theirs) ** 2).sum(dim=1).mean()
+
+
 def perceptual_loss(name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | nn.Module:
     """The perceptual term of a profile: ``spectral`` works offline, ``lpips`` is the 2.5-D LPIPS of the paper's code.
 
+    ``medicalnet`` compares in 3-D by features of MedicalNet, whose weights are fetched.
+
     Raises:
-        BrainLDMError: ``lpips`` is asked for and not installed.
+        BrainLDMError: ``lpips`` is not installed, or the file of ``medicalnet`` is missing or another one.
     """
     if name == "spectral":
         return spectral_distance
+    if name == "medicalnet":
+        from .features import MEDICALNET_FILE, find_medicalnet, load_medicalnet
+        from .fetch import data_folder
+
+        network, _ = load_medicalnet(find_medicalnet() or data_folder() / "medicalnet" / MEDICALNET_FILE)
+        return lambda reconstruction, volume: feature_distance(network.to(volume.device), reconstruction, volume)
     try:
         import lpips  # noqa: F401 - only to name what is missing
     except ImportError:

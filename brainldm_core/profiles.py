@@ -74,7 +74,7 @@ class Autoencoder(_Settings):
     norm_groups: PositiveInt
     log_variance_bias: float | None = None
     kl_weight: float = Field(ge=0)
-    perceptual: Literal["lpips", "spectral"]
+    perceptual: Literal["lpips", "medicalnet", "spectral"]
     perceptual_weight: float = Field(ge=0)
     adversarial_weight: float = Field(ge=0)
     adversarial_start_step: int = Field(ge=0)

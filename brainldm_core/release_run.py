@@ -147,6 +147,10 @@ def draw_release(
         if count is None:
             raise BrainLDMError("release: how many volumes in all? give --n, the same for every shard")
         pipeline = load_pipeline(weights)
+        if not pipeline.training.get("brain_only", True):
+            raise BrainLDMError(
+                f"{weights}: draws whole heads, which a release cannot measure; draw them with: brainldm sample"
+            )
         usual = (pipeline.profile.release or pipeline.profile.sampling).steps
         seed = int(pipeline.training.get("seed", 0)) if seed is None else seed
         requests, origin = release_requests(pipeline, weights, count, seed)

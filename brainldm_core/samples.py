@@ -52,15 +52,28 @@ def progress_bar(desc: str, show: bool = True) -> Iterator[Callable[[int, int], 
         yield seen
 
 
-def measure_all(volumes: np.ndarray, affine: Any) -> pd.DataFrame:
+def measure_all(volumes: np.ndarray, affine: Any, method: str = "auto") -> pd.DataFrame:
     """Morphometry of volumes (N, D, H, W) as columns ``measured_<name>`` in millilitres; 0 where nothing is found."""
     import pandas as pd
 
-    rows = [measure(volume, np.asarray(affine)) for volume in volumes]
+    rows = [measure(volume, np.asarray(affine), method) for volume in volumes]
     return pd.DataFrame(
         [{f"measured_{name}": round(row[name], 2) for name in MEASURED} for row in rows],
         columns=[f"measured_{name}" for name in MEASURED],
     )
+
+
+def measure_drawn(pipeline: Pipeline, volumes: np.ndarray) -> pd.DataFrame:
+    """``measure_all`` of what a model drew; of whole heads by SynthSeg, and no columns where it is not installed."""
+    import pandas as pd
+
+    from . import synthseg
+
+    if pipeline.training.get("brain_only", True):
+        return measure_all(volumes, pipeline.profile.grid.affine)
+    if synthseg.available():
+        return measure_all(volumes, pipeline.profile.grid.affine, "synthseg")
+    return pd.DataFrame(index=range(len(volumes)))  # the default method takes a skull for brain
 
 
 def quantise(volumes: np.ndarray) -> np.ndarray:
@@ -133,7 +146,7 @@ def write_samples(
     from . import figures
 
     affine = pipeline.profile.grid.affine
-    measured = measure_all(quantise(volumes) / np.float32(255), affine)
+    measured = measure_drawn(pipeline, quantise(volumes) / np.float32(255))
     table = covariates[[name for name in COLUMNS if name in covariates]].reset_index(drop=True)
     facts = sampling_facts(pipeline, sampler, steps, seed)
     with atomic_folder(out) as draft:
@@ -149,14 +162,19 @@ def write_samples(
         rows = table.join(measured)
         rows.insert(0, "participant_id", [participant(identity) for identity in ids])
         write_participants(draft, rows, "Synthetic brains")
-        ventricles = table.get("ventricular_volume_ml", [None] * len(table))
-        titles = [
-            f"{found:.0f} ml" if asked is None or asked != asked else f"{asked:.0f} → {found:.0f} ml"
-            for asked, found in zip(ventricles, measured["measured_lateral_ventricles_ml"], strict=True)
-        ]
         with atomic_path(draft / "montage.png") as partial:
-            figures.montage(volumes[:32], titles[:32]).savefig(partial, dpi=150, format="png")
+            figures.montage(volumes[:32], _titles(rows)[:32]).savefig(partial, dpi=150, format="png")
     return Path(out)
+
+
+def _titles(rows: pd.DataFrame) -> list[str]:
+    """Ventricular volume of each sample as asked for and as found, as far as they are known."""
+    nothing = [None] * len(rows)
+    pairs = zip(
+        rows.get("ventricular_volume_ml", nothing), rows.get("measured_lateral_ventricles_ml", nothing), strict=True
+    )
+    said = ([f"{value:.0f}" for value in pair if value is not None and value == value] for pair in pairs)
+    return [" → ".join(values) + " ml" if values else "" for values in said]
 
 
 def _plain(row: pd.Series) -> dict[str, Any]:

@@ -7,6 +7,7 @@ not depend on its company. DDIM (section 2.1) with eta 1 over every time step is
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,13 +23,15 @@ from .diffusion import alpha_bars, condition_vector, predict, split_prediction
 from .errors import BrainLDMError
 from .mean_latent import MeanLatentUNet
 from .networks import load_network, mixed_precision
-from .profiles import Diffusion, Profile
+from .profiles import Diffusion, Profile, load_profile
 from .records import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHIPPED = "tiny"
+RELEASED = "bundle"  # names the network that the paper's authors released
+DECODED_AT_ONCE = 160 * 224 * 160  # voxels: one of the paper's volumes, which takes about 11 GB
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,48 @@ def weight_files(weights: Path | None = None) -> tuple[Path, Path]:
     for pair in (
         (folder / "autoencoder.safetensors", folder / "unet.safetensors"),
         (folder / "autoencoder" / "weights.safetensors", folder / "diffusion" / "weights.safetensors"),
+        (folder / "models" / "autoencoder.safetensors", folder / "models" / "model.safetensors"),
     ):
         if all(path.is_file() for path in pair):
             return pair
     raise BrainLDMError(f"{folder}: holds no trained weights; give a run folder with finished training as --weights")
 
 
-def load_pipeline(weights: Path | None = None, device: str | None = None) -> Pipeline:
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_pipeline(
+    weights: Path | str | None = None, device: str | None = None, profile: str | Path | None = None
+) -> Pipeline:
     """Load both networks, checking that the UNet was trained in this autoencoder's latents.
 
+    Args:
+        weights: a run's folder, one of exported weights, one of the released network, or ``bundle``: that network where
+            ``brainldm data fetch`` puts it. None: the weights that ship.
+        profile: that the weights must be of; None: any.
+
     Raises:
-        BrainLDMError: files are missing, not ours, or not a pair.
+        BrainLDMError: files are missing, not ours, not a pair, or of another profile.
     """
+    from .released import is_released, load_released
+
+    if weights == RELEASED or (weights is not None and is_released(Path(weights))):
+        return load_released(None if weights == RELEASED else Path(weights), profile, device)
     autoencoder_path, unet_path = weight_files(weights)
     autoencoder, _ = load_network(autoencoder_path, "autoencoder")
     unet, config = load_network(unet_path, "unet")
+    made = config["profile"]["name"]
+    if profile is not None and load_profile(profile).name != made:
+        raise BrainLDMError(
+            f"{unet_path}: holds weights of profile {made!r}, not {load_profile(profile).name!r}; leave out --profile, "
+            "or give others as --weights (bundle: those that the paper's authors released)"
+        )
     hashes = {"autoencoder": sha256(autoencoder_path), "unet": sha256(unet_path)}
     if config["autoencoder_sha256"] != hashes["autoencoder"]:
         raise BrainLDMError(f"{unet_path}: was trained with another autoencoder than {autoencoder_path}; use its own")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     return Pipeline(
         profile=Profile.model_validate(config["profile"]),
         autoencoder=autoencoder.to(device),
@@ -193,8 +219,15 @@ def unguided(profile: Profile) -> torch.Tensor:
 
 
 def decode(pipeline: Pipeline, latent: torch.Tensor) -> torch.Tensor:
-    """Volumes (B, 1, D, H, W) in [0, 1] of scaled latents (B, C, d, h, w); the latent scale is undone here."""
-    return pipeline.autoencoder.decode(latent / pipeline.latent_scale).float().clamp(0, 1)
+    """Volumes (B, 1, D, H, W) in [0, 1] of scaled latents (B, C, d, h, w); the latent scale is undone here.
+
+    Large ones are decoded in equal parts of the batch, as memory allows.
+    """
+    part = max(1, min(len(latent), DECODED_AT_ONCE // math.prod(pipeline.profile.grid.shape)))
+    while len(latent) % part:
+        part -= 1
+    parts = (latent / pipeline.latent_scale).split(part)
+    return torch.cat([pipeline.autoencoder.decode(part).float().clamp(0, 1) for part in parts])
 
 
 def sample(
