@@ -1,7 +1,7 @@
 """The network that the paper's authors released, and our weights in its layout (that of monai-generative 0.2).
 
-What a computer needs: the weights are 2.3 GB on disk and the same in memory, held once; they are read twice for their
-checksums. Latents are drawn two at a time, volumes are decoded one by one. Decoding takes most memory: about 11 GB in
+What a computer needs: the weights are 2.3 GB on disk and the same in memory, held once (a process that loaded files of
+that size held 2.5 GiB at most); they are read twice for their checksums. Latents are drawn two at a time, volumes are decoded one by one. Decoding takes most memory: about 11 GB in
 float32 for 160 x 224 x 160 voxels, from 1.9 kB a voxel measured on a grid of an eighth of that. So 16 GB of memory are
 the least. Seconds for a volume were not measured.
 """

@@ -240,7 +240,7 @@ def test_covariates_are_all_needed_and_out_of_range_warns(there):
     assert [str(one.message).split(" is outside")[0] for one in said] == ["age_years 90", "brain_volume_ml 1000"]
 
 
-def test_our_weights_in_the_released_layout(states, tmp_path):
+def test_our_weights_in_the_released_layout(states, tmp_path, capsys):
     """MONAI core reads what is written; so do we, with ranges and scale; what the layout cannot hold is refused."""
     pair, out = tmp_path / "pair", tmp_path / "out"
     config = {"profile": standin(), "training": {"cohort": "atlas"}, "latent_scale": 0.7, "ranges": released.RANGES}
@@ -249,8 +249,9 @@ def test_our_weights_in_the_released_layout(states, tmp_path):
             config["autoencoder_sha256"] = hashlib.sha256((pair / "autoencoder.safetensors").read_bytes()).hexdigest()
         half = {key: value.half() for key, value in state.items()}
         networks.save_checkpoint(pair / f"{kind}.safetensors", half, config | {"kind": kind})
-    paths = released.save_released(pair, out)
-    assert paths == [out / "models" / f"{name}.safetensors" for name in ("autoencoder", "model")]
+    code, said, _ = call(capsys, "export", pair, "--released", "--out", out)
+    paths = [Path(line) for line in said.splitlines()]
+    assert code == 0 and paths == [out / "models" / f"{name}.safetensors" for name in ("autoencoder", "model")]
     for theirs, path in zip(in_monai_core(Profile.model_validate(standin())), paths, strict=True):
         theirs.load_old_state_dict(load_file(path))
     noisy, context = torch.randn(1, 7, 4, 8, 4), torch.rand(1, 1, 4)
