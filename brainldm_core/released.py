@@ -1,9 +1,9 @@
 """The network that the paper's authors released, and our weights in its layout (that of monai-generative 0.2).
 
 What a computer needs: the weights are 2.3 GB on disk and the same in memory, held once (a process that loaded files of
-that size held 2.5 GiB at most); they are read twice for their checksums. Latents are drawn two at a time, volumes are decoded one by one. Decoding takes most memory: about 11 GB in
-float32 for 160 x 224 x 160 voxels, from 1.9 kB a voxel measured on a grid of an eighth of that. So 16 GB of memory are
-the least. Seconds for a volume were not measured.
+that size held 2.5 GiB at most); they are read twice for their checksums. Latents are drawn two at a time, volumes are
+decoded one by one. Decoding takes most memory: about 11 GB in float32 for 160 x 224 x 160 voxels, from 1.9 kB a voxel
+measured on a grid of an eighth of that. So 16 GB of memory are the least. Seconds for a volume were not measured.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def departures(profile: Profile) -> list[str]:
         "mask channels": settings.mask_channels,
         "a mean latent": settings.mean_latent,
         f"{settings.prediction} prediction": settings.prediction != "epsilon",
+        f"conditioning by {settings.conditioning}": settings.conditioning != "hybrid",
         f"a condition gain of {settings.condition_gain:g}": settings.condition_gain != 1,
         "another noise schedule": schedule != (1000, 0.0015, 0.0205),
     }

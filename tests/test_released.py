@@ -204,6 +204,10 @@ def test_a_wrong_file_is_named_and_never_opened(there, capsys, monkeypatch):
             "has mask channels, and the released network has not; use --profile paper",
         ),
         ({"prediction": "velocity", "beta_end": 0.02}, "has velocity prediction, another noise schedule"),
+        (
+            {"conditioning": "concatenation", "condition_gain": 4},
+            "has conditioning by concatenation, a condition gain of 4",
+        ),
         ({"channels": [8, 12, 20], "head_channels": [0, 12, 20]}, "is not the unet of profile 'standin'"),
     ],
 )
