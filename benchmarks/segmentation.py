@@ -34,7 +34,7 @@ def against_labels(image: Path, label: Path, method: str) -> dict[str, float | s
     """Volumes (ml) of a scan by its labels and by a method, Dice of the lateral ventricles, and seconds."""
     import nibabel as nib
 
-    from brainldm_core import morphometry, segmentation
+    from brainldm_core import morphometry
 
     scan, truth = (nib.as_closest_canonical(nib.load(path)) for path in (image, label))
     labels, ml = np.asarray(truth.dataobj), abs(np.linalg.det(truth.affine)) / 1000
@@ -43,21 +43,17 @@ def against_labels(image: Path, label: Path, method: str) -> dict[str, float | s
     if morphometry.choose(scan.affine, method) == "intensity":  # which wants [0, 1]
         volume = np.clip(0.8 * volume / np.percentile(volume[volume > 0], 90), 0, 1)
     start = time.process_time()
-    if method == "network":  # looked at once for both
-        shares, placed = segmentation.tissue_shares(volume, scan.affine)
-        found = segmentation.volumes_ml(shares)
-        seconds = time.process_time() - start
-        mask = segmentation.labels_on(volume.shape, scan.affine, shares, placed) == 4
-    else:
-        found = morphometry.measure(volume, scan.affine, method)
-        seconds = time.process_time() - start
-        mask = morphometry.segment(volume, scan.affine, method) == 4
+    found = morphometry.measure(volume, scan.affine, method)
+    seconds = time.process_time() - start
+    mask = morphometry.segment(volume, scan.affine, method) == 4
+    whole = np.isin(labels, LATERAL + HORNS)
     return {
         "scan": image.name.split(".")[0],
         "lateral": lateral.sum() * ml,
-        "with_horns": np.isin(labels, LATERAL + HORNS).sum() * ml,
+        "with_horns": whole.sum() * ml,
         "lateral_found": found["lateral_ventricles_ml"],
         "dice": 2 * (mask & lateral).sum() / max(1, mask.sum() + lateral.sum()),
+        "dice_horns": 2 * (mask & whole).sum() / max(1, mask.sum() + whole.sum()),
         "brain": ((labels > 0) & ~np.isin(labels, FLUID)).sum() * ml,
         "brain_found": found["brain_ml"],
         "labelled": (labels > 0).sum() * ml,
@@ -103,7 +99,9 @@ def main() -> None:
         print(f"lateral: {summary(table['lateral'], table['lateral_found'])}")
         print(f"with inferior horns: {summary(table['with_horns'], table['lateral_found'])}")
         print(f"brain: {summary(table['brain'], table['brain_found'])}")
-        print(f"Dice of the lateral ventricles {table['dice'].mean():.3f}, least {table['dice'].min():.3f}")
+        for name, title in (("dice", "without"), ("dice_horns", "with")):
+            mean, least = table[name].mean(), table[name].min()
+            print(f"Dice of the lateral ventricles {title} their inferior horns {mean:.3f}, least {least:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Morphometry: ventricles, brain and head size of a T1w volume. No label of the cohort is used.
 
-Three methods: ``intensity``, the default of ``auto``; ``network`` (module ``segmentation``), for whole heads and any
-order of axes, which needs trained weights; and ``synthseg``, FreeSurfer's, where it is installed. The rest of this
-module is ``intensity``: what is looked for where comes from the MNI152 template, laid over the head by its centre and
-extent along each axis; every amount comes from the volume's own intensities, partial volume included, relative to white
-matter. It is made for brains alone of 1 to 5 mm near MNI orientation.
+Three methods: ``network`` (module ``segmentation``), for brains and whole heads of up to 3 mm in any order of axes, the
+choice of ``auto`` for these; ``intensity``, its choice for larger voxels; and ``synthseg``, FreeSurfer's, where it is
+installed. The rest of this module is ``intensity``: what is looked for where comes from the MNI152 template, laid over
+the head by its centre and extent along each axis; every amount comes from the volume's own intensities, partial volume
+included, relative to white matter. It is made for brains alone of 1 to 5 mm near MNI orientation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .covariates import REFERENCE_ICV_ML
 from .errors import BrainLDMError
 
 METHODS = ("auto", "intensity", "network", "synthseg")
-NETWORK_MM = 0.0  # voxels up to this size are the network's under auto: none, as its first training missed its targets
+NETWORK_MM = 3.0  # voxels up to this size are the network's under auto
 WHITE_PERCENTILE = 90  # of all head voxels: within 1 % of the median of white matter in ten manually labelled scans
 RIM_LEVEL = 0.65  # a voxel at the rim counts whole from this part of the mean intensity of the layer beneath it
 NEAR_MM, FAR_MM, SEED_MM = 18.0, 35.0, 6.0  # from the template's lateral ventricles

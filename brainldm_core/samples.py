@@ -14,7 +14,7 @@ import torch
 from . import __version__
 from .covariates import COLUMNS, KEYS, MISSING
 from .dataset import load_cohort, save_volume
-from .morphometry import measure
+from .morphometry import choose, measure
 from .networks import in_batches, mixed_precision
 from .records import Record, Run, atomic_folder, atomic_path, read_record, stage_key, write_json
 from .sampling import Pipeline, load_pipeline, sample
@@ -64,16 +64,13 @@ def measure_all(volumes: np.ndarray, affine: Any, method: str = "auto") -> pd.Da
 
 
 def measure_drawn(pipeline: Pipeline, volumes: np.ndarray) -> pd.DataFrame:
-    """``measure_all`` of what a model drew; of whole heads by SynthSeg, and no columns where it is not installed."""
+    """``measure_all`` of what a model drew; no columns where the method for its voxels would take a skull for brain."""
     import pandas as pd
 
-    from . import synthseg
-
-    if pipeline.training.get("brain_only", True):
-        return measure_all(volumes, pipeline.profile.grid.affine)
-    if synthseg.available():
-        return measure_all(volumes, pipeline.profile.grid.affine, "synthseg")
-    return pd.DataFrame(index=range(len(volumes)))  # the default method takes a skull for brain
+    affine = pipeline.profile.grid.affine
+    if pipeline.training.get("brain_only", True) or choose(affine) == "network":
+        return measure_all(volumes, affine)
+    return pd.DataFrame(index=range(len(volumes)))
 
 
 def quantise(volumes: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Tissues of a T1w scan, whole head or brain only, by a small UNet: volumes in ml and label maps.
 
 The network has only seen images rendered from label maps (``segmentation_training``). It works on voxels of 2 mm, on
-a scan and its mirror image, and gives the share of each tissue in each voxel: sums of shares are volumes.
+a scan and its mirror image, and gives the share of each tissue in each voxel. On the scan's own voxels the border of
+the ventricles then goes by intensities. Sums of shares are volumes.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ DIVISOR = 16  # sides of the network's input
 BOX = (96, 112, 96)  # voxels of 2 mm around a brain: what the network sees of a larger scan
 PIECE_ML = 0.2  # a smaller piece of ventricle is none
 LEAST_ML = 100.0  # less than this is no head
+NEARBY_MM = 6.0  # how far around a voxel the intensity of tissue is averaged
+DEVIATION = 0.4  # of intensities from those of fluid and of tissue, in units of their contrast
+NEVER = 0.02  # a smaller share is no ventricle, whatever its intensity
+FLUID = ("CSF", "lateral")
 
 
 @lru_cache(maxsize=1)
 def load_segmenter(path: Path | None = None) -> nn.Module:
     """The network of a checkpoint; None: the one that ships."""
+    import torch
+
     from .errors import BrainLDMError
     from .networks import build_segmenter, load_checkpoint
 
@@ -41,7 +48,7 @@ def load_segmenter(path: Path | None = None) -> nn.Module:
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise BrainLDMError(f"{path}: weights do not fit their own configuration ({error}); fetch it again") from None
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def working_grid(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -82,12 +89,12 @@ def predict(network: nn.Module, volume: np.ndarray) -> np.ndarray:
     pads = [(-side % DIVISOR) for side in volume.shape]
     before = [pad // 2 for pad in pads]
     padded = np.pad(volume, [(low, pad - low) for low, pad in zip(before, pads, strict=True)])
-    image = normalise(torch.from_numpy(padded))
+    image = normalise(torch.from_numpy(padded)).to(next(network.parameters()).device)
     with torch.inference_mode():
         both = network(torch.stack([image, image.flip(0)])[:, None]).softmax(1)
     shares = (both[0] + both[1].flip(1)) / 2
     inside = tuple(slice(low, low + side) for low, side in zip(before, volume.shape, strict=True))
-    return shares[(slice(None), *inside)].numpy()
+    return shares[(slice(None), *inside)].cpu().numpy()
 
 
 def tissue_shares(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -154,34 +161,75 @@ def _box(head: np.ndarray) -> tuple[slice, ...]:
     return tuple(slices)
 
 
-def volumes_ml(shares: np.ndarray) -> dict[str, float]:
-    """Lateral ventricles, brain, intracranial volume (ml) and brain normalised, from shares (5, D, H, W) of 2 mm."""
-    amounts = shares.sum((1, 2, 3), dtype=np.float64) * VOXEL_MM**3 / 1000
+def volumes_ml(shares: np.ndarray, voxel_ml: float) -> dict[str, float]:
+    """Lateral ventricles, brain, intracranial volume (ml) and brain normalised, from shares (5, D, H, W)."""
+    amounts = shares.sum((1, 2, 3), dtype=np.float64) * voxel_ml
     brain, size = float(amounts[2] + amounts[3]), float(amounts[1:].sum())
     return volumes_of(float(amounts[TISSUES.index("lateral")]), brain, size)
 
 
-def labels_on(shape: tuple[int, ...], affine: Any, shares: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """Labels (D, H, W) uint8 on the grid of a scan: the place of the largest share in ``TISSUES``."""
+def shares_on(shape: tuple[int, ...], affine: Any, shares: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """Shares (5, D, H, W) on the grid of a scan, from those of 2 mm that ``placed`` places."""
     import SimpleITK as sitk
 
     from .resampling import as_image
 
     scan = as_image(np.zeros(shape, np.float32), np.asarray(affine, float))
-    moved = [
-        sitk.GetArrayFromImage(sitk.Resample(as_image(share, placed), scan, sitk.Transform(), sitk.sitkLinear, edge)).T
-        for share, edge in zip(shares, (1.0, 0.0, 0.0, 0.0, 0.0), strict=True)
-    ]
-    return np.argmax(moved, axis=0).astype(np.uint8)
+    edges = (1.0, 0.0, 0.0, 0.0, 0.0)
+    return np.stack(
+        [
+            sitk.GetArrayFromImage(
+                sitk.Resample(as_image(part, placed), scan, sitk.Transform(), sitk.sitkLinear, edge)
+            ).T
+            for part, edge in zip(shares, edges, strict=True)
+        ]
+    )
+
+
+def sharpened(volume: np.ndarray, spacing: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Shares (5, D, H, W) that near the ventricles go by the intensities of the scan (D, H, W) too: Bayes' rule.
+
+    The network's shares are the prior. Fluid, inside and outside the ventricles, has one intensity; tissue has that of
+    the grey and white matter nearby. Both scatter by ``DEVIATION``.
+    """
+    from scipy import ndimage
+
+    found = np.nonzero(shares[4] > NEVER)
+    if not len(found[0]):
+        return shares
+    margin = np.ceil(2 * NEARBY_MM / spacing).astype(int)
+    box = tuple(slice(max(0, k.min() - m), k.max() + m + 1) for k, m in zip(found, margin, strict=True))
+    prior, values = shares[(slice(None), *box)], volume[box].astype(np.float32)
+    fluid = np.average(values, weights=prior[4] ** 4)  # where there is no doubt
+    pure = (prior[2] + prior[3] > 0.9).astype(np.float32)
+    near = [ndimage.gaussian_filter(field, NEARBY_MM / spacing) for field in (pure, pure * values)]
+    tissue = near[1] / np.maximum(near[0], 1e-3)
+    contrast = tissue - fluid
+    darker = np.clip((tissue - values) / np.where(contrast > 0, contrast, 1), 0, 1)  # 0 as tissue, 1 as fluid
+    clear = (contrast > 0.1 * tissue) & (prior[4] > NEVER)  # elsewhere nothing changes
+    likelier = np.where(clear, np.exp((darker - 0.5) / DEVIATION**2), 1)  # as fluid than as tissue
+    weights = prior * np.stack([likelier if name in FLUID else np.ones_like(likelier) for name in TISSUES])
+    moved = shares.copy()
+    moved[(slice(None), *box)] = weights / weights.sum(0)
+    return moved
+
+
+def _shares(volume: np.ndarray, affine: Any) -> np.ndarray | None:
+    """Shares (5, D, H, W) of ``TISSUES`` in the voxels of a scan (D, H, W); None: there is no head."""
+    found = tissue_shares(volume, affine)
+    if found is None:
+        return None
+    spacing = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
+    return sharpened(np.asarray(volume), spacing, shares_on(np.shape(volume), affine, *found))
 
 
 def measure(volume: np.ndarray, affine: Any) -> dict[str, float] | None:
     """``volumes_ml`` of a scan (D, H, W); None: there is no head."""
-    found = tissue_shares(volume, affine)
-    return None if found is None else volumes_ml(found[0])
+    shares = _shares(volume, affine)
+    return None if shares is None else volumes_ml(shares, abs(np.linalg.det(np.asarray(affine, float)[:3, :3])) / 1000)
 
 
 def segment(volume: np.ndarray, affine: Any) -> np.ndarray:
-    """``labels_on`` the grid of a scan (D, H, W); all zero where there is no head."""
-    found = tissue_shares(volume, affine)
-    return np.zeros(np.shape(volume), np.uint8) if found is None else labels_on(np.shape(volume), affine, *found)
+    """Labels (D, H, W) uint8 on the grid of a scan: the place of the largest share in ``TISSUES``; 0 without a head."""
+    shares = _shares(volume, affine)
+    return np.zeros(np.shape(volume), np.uint8) if shares is None else shares.argmax(0).astype(np.uint8)
