@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .dataset import load_cohort
+from .dataset import Cohort, load_cohort
 from .errors import BrainLDMError
 from .loop import LOSSES, adamw, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence
@@ -24,33 +24,41 @@ from .networks import (
     in_batches,
     load_network,
 )
+from .processes import is_main, parts, prepare_accelerator, update
 from .records import Record, Run, read_record, stage_key
 from .sampling import sample_generator
-from .training import WEIGHTS, finish_training, mirrored, prepare_accelerator, update
+from .training import WEIGHTS, batch_names, finish_training, mirrored
 
 BASELINES = ("lsgan", "vaegan")
 
 
-def train_baselines(run: Run, progress: bool = True) -> dict[str, Any]:
+def train_baselines(run: Run, progress: bool = True, only: str | None = None) -> dict[str, Any]:
     """Train both baselines of section 3.1, each for the diffusion stage's training seconds, or return their record.
 
-    ``baselines/lsgan`` and ``baselines/vaegan`` have each their weights, losses and record.
+    ``baselines/lsgan`` and ``baselines/vaegan`` have each their weights, losses and record; that of the stage is
+    written when both are there. ``only`` one of them is trained if it is named.
 
     Raises:
         BrainLDMError: the diffusion stage is not finished, or the profile has no baselines.
     """
     folder = run.stage("baselines")
-    if (done := read_record(folder)) is not None:
+    if (done := read_record(folder / (only or ""))) is not None:
         return done
     inputs = {stage: stage_key(run.stage(stage)) for stage in ("cohort", "diffusion")}
     seconds = read_record(run.stage("diffusion"))["results"]["training_seconds"]
     record = Record(folder, "brainldm train baselines", {**_settings(run), "seconds": seconds}, inputs, run.seed)
-    volumes = load_cohort(run.stage("cohort")).volumes("train")
-    parts = {name: train_baseline(run, name, volumes, inputs, seconds, progress) for name in BASELINES}
-    record.earlier_seconds = max(0.0, sum(part["seconds"] for part in parts.values()) - record.seconds)
+    cohort = load_cohort(run.stage("cohort"))
+    names = [name for name in BASELINES if only in (None, name)]
+    found = {name: train_baseline(run, name, cohort, inputs, seconds, progress) for name in names}
+    if only:
+        return found[only]
+    record.earlier_seconds = max(0.0, sum(part["seconds"] for part in found.values()) - record.seconds)
     outputs = [folder / name / file for name in BASELINES for file in (WEIGHTS, LOSSES)]
-    results = {name: part["results"] for name, part in parts.items()}
-    return record.finish(outputs, budget_seconds=seconds, **results)
+    results = {name: part["results"] for name, part in found.items()}
+    if is_main():
+        record.finish(outputs, budget_seconds=seconds, **results)
+    prepare_accelerator().wait_for_everyone()
+    return read_record(folder)
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -60,72 +68,91 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def train_baseline(
-    run: Run, name: str, volumes: torch.Tensor, inputs: dict[str, str], seconds: float, progress: bool = True
+    run: Run, name: str, cohort: Cohort, inputs: dict[str, str], seconds: float, progress: bool = True
 ) -> dict[str, Any]:
-    """Train one baseline on volumes (N, 1, D, H, W) for a number of seconds, or return its record if that is done."""
+    """Train one baseline on a cohort's training split for a number of seconds, or return its record if that is done."""
     folder = run.stage("baselines") / name
     if (done := read_record(folder)) is not None:
         return done
     values = {**_settings(run), "seconds": seconds}
     record = Record(folder, "brainldm train baselines", values, inputs, run.seed)
-    settings = run.profile.baselines
-    plan = settings.training
+    settings, volumes = run.profile.baselines, cohort.volumes("train")
+    plan, accelerator = settings.training, prepare_accelerator()
+    mine = parts(accelerator, plan)
     torch.manual_seed(run.seed)
-    accelerator = prepare_accelerator()
     builders = {"generator": build_gan_generator, "discriminator": build_gan_discriminator}
     if name == "vaegan":
         builders["encoder"] = build_gan_encoder
-    networks = {part: accelerator.prepare(builder(run.profile)) for part, builder in builders.items()}
-    discriminator = networks["discriminator"]
-    makers = nn.ModuleList([network for part, network in networks.items() if part != "discriminator"])
+    bare = {part: builder(run.profile) for part, builder in builders.items()}
+    networks = {part: accelerator.prepare(network) for part, network in bare.items()}
+    judge, discriminator = bare["discriminator"], networks["discriminator"]  # bare: no gradients to average
+    makers = [network for part, network in networks.items() if part != "discriminator"]
     optimisers = {
-        part: adamw(network.parameters(), plan, rate)
-        for part, network, rate in (
+        part: adamw([value for network in group for value in network.parameters()], plan, rate)
+        for part, group, rate in (
             ("generator", makers, plan.learning_rate),
-            ("discriminator", discriminator, settings.discriminator_learning_rate),
+            ("discriminator", [discriminator], settings.discriminator_learning_rate),
         )
     }
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        batch = volumes[draw_rows(len(volumes), plan.batch_size, run.seed, index)]
-        batch = mirrored(batch, generator).to(accelerator.device)
-        prior, noise = torch.randn(2, len(batch), settings.latent_size, generator=generator).to(accelerator.device)
-        losses: dict[str, torch.Tensor] = {}
-        with accelerator.autocast():
-            if name == "vaegan":
-                mean, sigma = encode(networks["encoder"], batch)
-                losses["kl"] = kl_divergence(*(part[..., None, None, None] for part in (mean, sigma)))
-                prior = torch.cat([mean + sigma * noise, prior])  # reconstructions first, then samples
-            fake = networks["generator"](prior).float()
-            real_logits, fake_logits = discriminator(torch.cat([batch, fake.detach()]))[-1].tensor_split([len(batch)])
-        losses["discriminator"] = 0.5 * (adversarial_loss(real_logits, True) + adversarial_loss(fake_logits, False))
-        update(accelerator, optimisers["discriminator"], discriminator, losses["discriminator"], plan.gradient_clip)
+        whole = mirrored(volumes[draw_rows(len(volumes), plan.batch_size, run.seed, index)], generator)
+        draws = whole, *torch.randn(2, len(whole), settings.latent_size, generator=generator)
 
-        discriminator.requires_grad_(False)
-        with accelerator.autocast():
-            levels = discriminator(fake)
-        losses["generator"] = adversarial_loss(levels[-1], real=True)
-        total = losses["generator"]
-        if name == "vaegan":
-            with torch.no_grad(), accelerator.autocast():
-                target = discriminator(batch)[settings.feature_layer]
-            found = levels[settings.feature_layer][: len(batch)]
-            losses["feature"] = feature_distance(found, target)
-            total = (
-                settings.adversarial_weight * total
-                + settings.feature_weight * losses["feature"]
-                + settings.kl_weight * losses["kl"]
-            )
-        update(accelerator, optimisers["generator"], makers, total, plan.gradient_clip)
-        discriminator.requires_grad_(True)
+        def make(some: slice) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            batch, prior, noise = (part[some].to(accelerator.device) for part in draws)
+            losses: dict[str, torch.Tensor] = {}
+            with accelerator.autocast():
+                if name == "vaegan":
+                    mean, sigma = encode(networks["encoder"], batch)
+                    losses["kl"] = kl_divergence(*(part[..., None, None, None] for part in (mean, sigma)))
+                    prior = torch.cat([mean + sigma * noise, prior])  # reconstructions first, then samples
+                return batch, networks["generator"](prior).float(), losses
+
+        # Both players see the same volumes. Of one part the second keeps the graph; more would not fit in the memory.
+        made = {mine[0].start: make(mine[0])} if len(mine) == 1 else {}
+
+        def discriminate(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            with torch.no_grad():
+                batch, fake, losses = made.get(some.start) or make(some)
+            with accelerator.autocast():
+                logits = discriminator(torch.cat([batch, fake.detach()]))[-1]
+            real, generated = logits.tensor_split([len(batch)])
+            loss = 0.5 * (adversarial_loss(real, True) + adversarial_loss(generated, False))
+            return loss, {**losses, "discriminator": loss}
+
+        def generate(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            batch, fake, losses = made.get(some.start) or make(some)
+            with accelerator.autocast():
+                levels = judge(fake)
+            losses["generator"] = total = adversarial_loss(levels[-1], real=True)
+            if name == "vaegan":
+                with torch.no_grad(), accelerator.autocast():
+                    target = judge(batch)[settings.feature_layer]
+                found = levels[settings.feature_layer][: len(batch)]
+                losses["feature"] = feature_distance(found, target)
+                total = (
+                    settings.adversarial_weight * total
+                    + settings.feature_weight * losses["feature"]
+                    + settings.kl_weight * losses["kl"]
+                )
+            return total, losses
+
+        clip = plan.gradient_clip
+        losses = update(accelerator, optimisers["discriminator"], [discriminator], discriminate, mine, clip)
+        judge.requires_grad_(False)
+        losses |= update(accelerator, optimisers["generator"], makers, generate, mine, clip)
+        judge.requires_grad_(True)
         return losses
 
     key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
-    bare = {part: accelerator.unwrap_model(network) for part, network in networks.items()}
-    fitted = fit(folder, key, bare, optimisers, "generator", step, plan, run.seed, progress, seconds)
-    precision = accelerator.mixed_precision
+    names = batch_names(cohort.rows("train"), volumes, plan, run.seed)
+    fitted = fit(
+        folder, key, bare, optimisers, "generator", step, plan, run.seed, progress, seconds,
+        accelerator=accelerator, batch_names=names,
+    )  # fmt: skip
     return finish_training(
-        run, record, fitted, name, bare["generator"], precision, len(volumes), steps=fitted.steps
+        run, record, fitted, name, bare["generator"], accelerator, len(volumes), steps=fitted.steps
     )  # fmt: skip
 
 

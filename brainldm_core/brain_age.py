@@ -6,7 +6,7 @@ What it reads from held-out real volumes is the ceiling for what it can read fro
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from .dataset import load_cohort
 from .errors import BrainLDMError
 from .loop import adamw, draw_rows, fit
 from .networks import build_brain_age, in_batches, load_network
+from .processes import parts, prepare_accelerator, update
 from .profiles import BrainAge
 from .records import Record, Run, read_record, stage_key
-from .training import WEIGHTS, finish_training, mirrored, prepare_accelerator, update
+from .training import WEIGHTS, batch_names, finish_training, mirrored
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CALIBRATION = 1024  # training volumes that batch-norm statistics are counted over
 
@@ -38,8 +42,10 @@ def train_brain_age(run: Run, progress: bool = True) -> dict[str, Any]:
         raise BrainLDMError(f"profile {run.profile.name!r} has no section brain_age; add one as in those that ship")
     inputs = {"cohort": stage_key(run.stage("cohort"))}
     record = Record(folder, "brainldm train brain_age", settings.model_dump(mode="json"), inputs, run.seed)
+    plan, accelerator = settings.training, prepare_accelerator()
+    mine = parts(accelerator, plan)
     cohort = load_cohort(run.stage("cohort"))
-    years, volumes = _aged(cohort, "train")
+    years, volumes, scans = _aged(cohort, "train")
     if len(years) < 2 or np.ptp(years) == 0:
         raise BrainLDMError(
             f"{cohort.folder}: {len(years)} training scans have an age_years and they do not differ; "
@@ -49,38 +55,42 @@ def train_brain_age(run: Run, progress: bool = True) -> dict[str, Any]:
     targets = torch.from_numpy((years - mean) / deviation).float()
 
     torch.manual_seed(run.seed)
-    accelerator = prepare_accelerator()
-    network = accelerator.prepare(build_brain_age(run.profile))
-    plan = settings.training
+    bare = build_brain_age(run.profile)
+    network = accelerator.prepare(bare)
     optimiser = adamw(network.parameters(), plan)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         rows = draw_rows(len(volumes), plan.batch_size, run.seed, index)
-        batch = translated(mirrored(volumes[rows], generator), settings.translation_voxels, generator)
-        batch = degraded(batch, settings, generator)
-        with accelerator.autocast():
-            found = network(batch.to(accelerator.device))[:, 0]
-        # Absolute errors, as in Cole et al.
-        loss = (found.float() - targets[rows].to(accelerator.device)).abs().mean()
-        update(accelerator, optimiser, network, loss, plan.gradient_clip)
-        return {"loss": loss}
+        whole = translated(mirrored(volumes[rows], generator), settings.translation_voxels, generator)
+        whole = degraded(whole, settings, generator)
+
+        def read(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            if some.start:  # dropout draws from the global generator: not the same mask for every part of a batch
+                torch.manual_seed(torch.initial_seed() + some.start)
+            with accelerator.autocast():
+                found = network(whole[some].to(accelerator.device))[:, 0]
+            # Absolute errors, as in Cole et al.
+            loss = (found.float() - targets[rows[some]].to(accelerator.device)).abs().mean()
+            return loss, {"loss": loss}
+
+        return update(accelerator, optimiser, [network], read, mine, plan.gradient_clip)
 
     key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
-    bare = accelerator.unwrap_model(network)
     fitted = fit(
-        folder, key, {"brain_age": bare}, {"brain_age": optimiser}, "brain_age", step, plan, run.seed, progress
-    )
+        folder, key, {"brain_age": bare}, {"brain_age": optimiser}, "brain_age", step, plan, run.seed, progress,
+        accelerator=accelerator, batch_names=batch_names(scans, volumes, plan, run.seed),
+    )  # fmt: skip
     bare.load_state_dict(fitted.weights)
     with accelerator.autocast():
         recalibrate(bare, volumes[:CALIBRATION], plan.batch_size)
     fitted = replace(fitted, weights=bare.state_dict())
-    held_out, scans = _aged(cohort, "test")
-    read = in_batches(bare.eval(), scans, run.profile.sampling.batch_size, accelerator.device)
+    held_out, unseen, _ = _aged(cohort, "test")
+    read = in_batches(bare.eval(), unseen, run.profile.sampling.batch_size, accelerator.device)
     found = read.flatten().double().numpy() * deviation + mean
     ceiling = agreement(held_out, found).record()
     facts = {"mean_years": mean, "deviation_years": deviation}
     return finish_training(
-        run, record, fitted, "brain_age", bare, accelerator.mixed_precision, len(years), facts, ceiling=ceiling
+        run, record, fitted, "brain_age", bare, accelerator, len(years), facts, ceiling=ceiling
     )  # fmt: skip
 
 
@@ -102,14 +112,14 @@ def predict_age(run: Run, volumes: np.ndarray | torch.Tensor) -> np.ndarray:
     return read.flatten().double().numpy() * config["deviation_years"] + config["mean_years"]
 
 
-def _aged(cohort, split: str) -> tuple[np.ndarray, torch.Tensor]:
-    """Ages (N,) and volumes (N, 1, D, H, W) of the scans of a split whose age is known."""
+def _aged(cohort, split: str) -> tuple[np.ndarray, torch.Tensor, pd.DataFrame]:
+    """Ages (N,), volumes (N, 1, D, H, W) and rows of the scans of a split whose age is known."""
     rows = cohort.rows(split)
     years = rows["age_years"].to_numpy(float) if "age_years" in rows else np.full(len(rows), np.nan)
     known = np.isfinite(years)
     if not known.any():
         raise BrainLDMError(f"{cohort.folder}: no {split} scan has an age_years; brain age needs a cohort with ages")
-    return years[known], cohort.volumes(split)[torch.from_numpy(known)]
+    return years[known], cohort.volumes(split)[torch.from_numpy(known)], rows[known].reset_index(drop=True)
 
 
 def recalibrate(network: torch.nn.Module, volumes: torch.Tensor, batch: int) -> None:

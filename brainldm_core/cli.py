@@ -61,8 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="white",
         help="white matter to 0.8; the paper's darkest to 0 and brightest to 1; percentile 99.5 to 1 (default white)",
     )
+    networks = ("autoencoder", "diffusion", "lsgan", "vaegan", "baselines", "brain-age")
     add("train", "train a network, or go on with its training", commands.run_train).add_argument(
-        "network", choices=["autoencoder", "diffusion", "baselines", "brain_age"]
+        "network",
+        choices=[*networks, "brain_age"],
+        metavar="NETWORK",
+        help=f"{', '.join(networks)}; baselines: both lsgan and vaegan, for the seconds that diffusion took",
     )
     add("samples", "draw the run's evaluation samples and measure them", commands.run_samples)
 

@@ -49,13 +49,14 @@ def forget(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _stage(run: Run, stage: str, function) -> None:
-    """Run an ensure-function of a stage, alone in its folder."""
-    from .runner import locked
+def _stage(run: Run, stage: str, function, name: str | None = None) -> None:
+    """Run an ensure-function of a stage, alone in its folder, or of the part of it that has a ``name``."""
+    from .processes import alone, is_main
 
-    with locked(run.stage(stage).parent / f".{stage}.lock"):
+    with alone(run.stage(stage).parent / f".{stage}.lock"):
         record = function()
-    print(f"{run.name}: {stage} finished, {record['seconds']:.0f} s", flush=True)
+    if is_main():
+        print(f"{run.name}: {name or stage} finished, {record['seconds']:.0f} s", flush=True)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
@@ -101,14 +102,18 @@ def run_prepare(args: argparse.Namespace) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a network of a run, or its two baselines."""
-    from . import training
-    from .baselines import train_baselines
+    from .baselines import BASELINES, train_baselines
     from .sweeps import ensure_brain_age
+    from .training import train_autoencoder, train_diffusion
 
     run = _open(args)
-    others = {"baselines": train_baselines, "brain_age": ensure_brain_age}
-    train = others.get(args.network) or getattr(training, f"train_{args.network}")
-    _stage(run, args.network, lambda: train(run))
+    name = args.network.replace("-", "_")
+    functions = {"autoencoder": train_autoencoder, "diffusion": train_diffusion, "brain_age": ensure_brain_age}
+    if name in functions:
+        _stage(run, name, lambda: functions[name](run))
+    else:
+        only = name if name in BASELINES else None
+        _stage(run, "baselines", lambda: train_baselines(run, only=only), only)
 
 
 def run_samples(args: argparse.Namespace) -> None:

@@ -99,22 +99,30 @@ def draw_timesteps(settings: Diffusion, count: int, generator: torch.Generator) 
     return (shifted * settings.timesteps).long().clamp(max=settings.timesteps - 1)
 
 
+def draw_training(
+    settings: Diffusion, latent: torch.Tensor, present: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a training step draws for latents (B, C, d, h, w): presence flags (B, 4), time steps (B,) and noise."""
+    timesteps = draw_timesteps(settings, len(latent), generator)
+    noise = torch.randn(latent.shape, generator=generator)
+    if settings.covariate_dropout:
+        present = drop_covariates(present, settings.covariate_dropout, generator)
+    return present, timesteps, noise
+
+
 def diffusion_loss(
     settings: Diffusion,
     unet: nn.Module,
     latent: torch.Tensor,
     values: torch.Tensor,
     present: torch.Tensor,
-    generator: torch.Generator,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise or velocity (the simple loss of Ho et al. 2020).
 
     ``latent`` (B, C, d, h, w) is scaled to unit standard deviation; ``values`` and ``present`` are (B, 4).
     """
-    timesteps = draw_timesteps(settings, len(latent), generator).to(latent.device)
-    noise = torch.randn(latent.shape, generator=generator).to(latent.device)
-    if settings.covariate_dropout:
-        present = drop_covariates(present.cpu(), settings.covariate_dropout, generator).to(latent.device)
     condition = condition_vector(settings, values, present)
     output = predict(settings, unet, add_noise(settings, latent, noise, timesteps), timesteps, condition)
     return ((output.float() - target(settings, latent, noise, timesteps)) ** 2).mean()

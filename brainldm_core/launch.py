@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import BrainLDMError
 from .notebooks import project_root, with_package
+from .processes import is_main
 from .records import Run, read_json, write_json, write_text
 from .runner import locked
 
@@ -45,7 +46,7 @@ def turn() -> Iterator[None]:
     Each job uses all cores, and two at once take far longer than one after the other. After a chain of single jobs
     Snakemake 9.15 counts more cores than there are, so its count cannot be relied on.
     """
-    if not inside_workflow():
+    if not inside_workflow() or not is_main():
         yield
         return
     with locked(Path(os.environ[ERROR_FILE]).with_name(".turn"), quiet=True):

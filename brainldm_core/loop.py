@@ -1,11 +1,13 @@
 """The training loop: resumable, averaged, and replayable.
 
-Every random draw of a step comes from (seed, step) alone, so a resumed run continues as if it had never stopped.
+Every random draw of a step comes from (seed, step) alone, so a resumed run continues as if it had never stopped, and
+several processes draw what one would.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import math
 import signal
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,10 +25,14 @@ from tqdm import tqdm
 
 from .errors import BrainLDMError
 from .networks import load_checkpoint, save_checkpoint
+from .processes import agree
 from .profiles import Optimisation
 from .records import write_text
 
-STATE, LOSSES = "state.safetensors", "losses.csv"
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STATE, LOSSES, EVENTS = "state.safetensors", "losses.csv", "tensorboard"
 Step = Callable[[int, torch.Generator], dict[str, torch.Tensor]]
 
 
@@ -108,52 +114,81 @@ def fit(
     seed: int,
     progress: bool = True,
     budget: float | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    batch_names: Callable[[int], str] | None = None,
 ) -> Fit:
     """Run ``step`` until ``settings.steps``, saving state as it goes; return the averaged weights.
+
+    Of several processes the main one writes; all have the same weights, averages and clock.
 
     Args:
         key: what this training is made from; a state made from anything else is refused.
         averaged: name of the network whose weights are averaged (``ema_decay`` 0: its last weights).
         step: does one optimiser step and returns the losses to log.
         budget: seconds after which training ends, those before a resume included; ``steps`` is then an upper cap.
+        batch_names: says which scans a step's batch has, for the error of a loss that is not finite.
 
     Raises:
-        BrainLDMError: a loss is not finite (the step is named), or the saved state is of another training.
+        BrainLDMError: a loss is not finite (step and batch are named), or the saved state is of another training.
     """
+    main = accelerator is None or accelerator.is_main_process
     average = {name: value.detach().clone() for name, value in networks[averaged].state_dict().items()}
     base = {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()}
     first, seconds, rows = _restore(folder, key, networks, optimisers, average)
-    begin = saved = now = time.perf_counter()
     cap = settings.steps if budget is None or seconds < budget else first
     total, title = (settings.steps, folder.name) if budget is None else (None, f"{folder.name}, {budget:.0f} s")
     with (
         stop_on_sigterm() as asked,
-        tqdm(total=total, initial=first, desc=title, disable=None if progress else True) as bar,
+        tensorboard(folder, first, main and first < cap) as events,
+        tqdm(total=total, initial=first, desc=title, disable=None if progress and main else True) as bar,
     ):
+        begin = time.perf_counter()
+        saved = now = 0.0
         for index in range(first, cap):
-            spent = None if budget is None else (seconds + now - begin) / budget
+            spent = None if budget is None else (seconds + now) / budget
             for name, optimiser in optimisers.items():
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, base[name], index, spent)
-            losses = {name: loss.item() for name, loss in step(index, step_generator(seed, index)).items()}
+            found = step(index, step_generator(seed, index))
+            losses, stop, now = agree(accelerator, found, asked.is_set(), time.perf_counter() - begin)
             if not all(map(math.isfinite, losses.values())):
+                names = f"; its batch: {batch_names(index)}" if batch_names else ""
                 raise BrainLDMError(
-                    f"{folder}: loss is not finite at step {index} (seed {seed}, {losses}); "
-                    "lower learning_rate in the profile, delete that folder and start again"
+                    f"{folder}: loss is not finite at step {index} (seed {seed}, {losses}){names}; if all scans are "
+                    "sound, lower learning_rate in the profile, delete that folder and start again"
                 )
             ema_update(average, networks[averaged], settings.ema_decay, index)
-            now = time.perf_counter()
-            rows.append({"step": index, **losses, "seconds": round(seconds + now - begin, 3)})
+            rows.append({"step": index, **losses, "seconds": round(seconds + now, 3)})
             bar.update()
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
-            last = index == settings.steps - 1 or (budget is not None and seconds + now - begin >= budget)
-            if asked.is_set() or now - saved > settings.checkpoint_seconds or last:
-                _save(folder, key, networks, optimisers, average, index + 1, seconds + now - begin, rows)
+            for name, loss in losses.items() if events else ():
+                events.add_scalar(name, loss, index)
+            last = index == settings.steps - 1 or (budget is not None and seconds + now >= budget)
+            if stop or now - saved > settings.checkpoint_seconds or last:
+                if events:
+                    events.flush()
+                if main:
+                    _save(folder, key, networks, optimisers, average, index + 1, seconds + now, rows)
                 saved = now
-                if asked.is_set():
+                if stop:
+                    if accelerator is not None:
+                        accelerator.wait_for_everyone()  # who leaves first ends the others
                     raise SystemExit(143)
             if last:
                 break
-    return Fit(average, seconds, seconds + time.perf_counter() - begin, len(rows))
+        return Fit(average, seconds, seconds + time.perf_counter() - begin, len(rows))
+
+
+@contextmanager
+def tensorboard(folder: Path, first: int, wanted: bool = True):
+    """A writer of TensorBoard's events where that is installed, else None; it replaces points from step ``first`` on."""
+    if not wanted or importlib.util.find_spec("tensorboard") is None:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / EVENTS), purge_step=first) as events:
+        yield events
 
 
 def _save(folder, key, networks, optimisers, average, step, seconds, rows) -> None:

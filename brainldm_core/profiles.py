@@ -63,6 +63,8 @@ class Optimisation(_Settings):
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
+    # Micro-batches of a batch, for want of memory. At 1 it is not in records: those made before it existed stay valid.
+    accumulation: PositiveInt = Field(default=1, exclude_if=lambda parts: parts == 1)
 
 
 class Autoencoder(_Settings):

@@ -14,11 +14,12 @@ from .anatomies import split_anatomies
 from .label_maps import find_label_maps
 from .loop import LOSSES, STATE, adamw, draw_rows, fit, step_generator
 from .networks import build_segmenter, load_checkpoint, parameter_count, save_checkpoint
+from .processes import prepare_accelerator, update
 from .profiles import Optimisation
 from .records import Record, read_record, sha256
 from .rendering import TISSUES, VOXEL_MM, Person, read_person, render
 from .segmentation import LICENCE
-from .training import WEIGHTS, prepare_accelerator, update
+from .training import WEIGHTS
 
 CHANNELS = (16, 32, 48, 48, 48)
 SHAPE = (80, 96, 80)  # voxels of 2 mm
@@ -77,6 +78,7 @@ def train_segmenter(
     people = [read_person(paths[name]) for name in names]
     torch.manual_seed(seed)
     accelerator = prepare_accelerator()
+    mine = [slice(None)]  # one process, all at once: the loss is one of the whole batch
     network = accelerator.prepare(build_segmenter(channels).to(memory_format=torch.channels_last_3d))
     optimiser = adamw(network.parameters(), plan)
     loss_of = segmentation_loss()
@@ -85,11 +87,14 @@ def train_segmenter(
         chosen = draw_rows(len(people), plan.batch_size // 2, seed, index)
         pairs = [render(people[row], shape, generator) for row in chosen]
         images, tissues = (torch.cat(parts).to(accelerator.device) for parts in zip(*pairs, strict=True))
-        with accelerator.autocast():
-            logits = network(images)
-        loss = loss_of(logits.float(), tissues)
-        update(accelerator, optimiser, network, loss, plan.gradient_clip)
-        return {"loss": loss}
+
+        def segment(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            with accelerator.autocast():
+                logits = network(images[some])
+            loss = loss_of(logits.float(), tissues[some])
+            return loss, {"loss": loss}
+
+        return update(accelerator, optimiser, [network], segment, mine, plan.gradient_clip)
 
     key = {"settings": settings, "inputs": inputs, "seed": seed}
     bare = accelerator.unwrap_model(network)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .covariates import encode, fit_ranges
-from .dataset import load_cohort
-from .diffusion import diffusion_loss
+from .covariates import KEYS, encode, fit_ranges
+from .dataset import load_cohort, scan_name
+from .diffusion import diffusion_loss, draw_training
 from .errors import BrainLDMError
 from .loop import LOSSES, STATE, Fit, adamw, draw_rows, fit
 from .losses import adversarial_loss, kl_divergence, perceptual_loss
@@ -24,31 +25,49 @@ from .networks import (
     parameter_count,
     save_checkpoint,
 )
+from .processes import parts, prepare_accelerator, update
+from .profiles import Optimisation
 from .records import Record, Run, read_record, sha256, stage_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from accelerate import Accelerator
 
 WEIGHTS = "weights.safetensors"
 
 
-def update(accelerator, optimiser, network: nn.Module, loss: torch.Tensor, clip: float) -> None:
-    """One optimiser step on a network, its gradient clipped to the norm ``clip``."""
-    optimiser.zero_grad(set_to_none=True)
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(network.parameters(), clip)
-    optimiser.step()
+class Reconstruction(nn.Module):
+    """An autoencoder that is given the noise of its posterior's draw, so that one can be drawn for a whole batch."""
 
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
 
-def prepare_accelerator():
-    """Accelerate on a GPU or this processor, in bf16 where that is faster."""
-    from accelerate import Accelerator
-
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    return Accelerator(mixed_precision=mixed_precision(device), cpu=device.type == "cpu")
+    def forward(self, batch: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruction (B, 1, D, H, W), mean and standard deviation (B, C, d, h, w) of volumes."""
+        mean, sigma = self.autoencoder.encode(batch)
+        return self.autoencoder.decode(mean + noise.to(sigma.dtype) * sigma), mean, sigma
 
 
 def mirrored(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """About half of the volumes (B, 1, D, H, W) flipped left-right, as in the paper's augmentation."""
     flip = torch.rand(len(batch), generator=generator) < 0.5
     return torch.where(flip[:, None, None, None, None], batch.flip(2), batch)
+
+
+def batch_names(rows: pd.DataFrame, values: torch.Tensor, plan: Optimisation, seed: int) -> Callable[[int], str]:
+    """What says which scans (``rows``) a step's batch has, and which of their ``values`` (N, ...) are not finite.
+
+    ``values`` may go on behind the scans with their mirror images.
+    """
+
+    def names(step: int) -> str:
+        chosen = draw_rows(len(values), plan.batch_size, seed, step).tolist()
+        scans = {row: scan_name(*rows.loc[row % len(rows), list(KEYS)]) for row in chosen}
+        broken = [scan for row, scan in scans.items() if not values[row].isfinite().all()]
+        return ", ".join(scans.values()) + (f" ({', '.join(broken)}: not finite itself)" if broken else "")
+
+    return names
 
 
 def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
@@ -59,53 +78,71 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
     settings = profile.autoencoder
     inputs = {"cohort": stage_key(run.stage("cohort"))}
     record = Record(folder, "brainldm train autoencoder", settings.model_dump(mode="json"), inputs, run.seed)
+    plan, accelerator = settings.training, prepare_accelerator()
+    mine = parts(accelerator, plan)
     cohort = load_cohort(run.stage("cohort"))
     volumes = cohort.volumes("train")
 
     torch.manual_seed(run.seed)
-    accelerator = prepare_accelerator()
-    network = accelerator.prepare(build_autoencoder(profile))
-    discriminator = accelerator.prepare(build_discriminator(profile))
-    plan = settings.training
+    bare = build_autoencoder(profile)
+    network = accelerator.prepare(Reconstruction(bare))
+    judge = build_discriminator(profile)  # bare where it only judges: it then has no gradients to average
+    discriminator = accelerator.prepare(judge)
     generator_optimiser = adamw(network.parameters(), plan)
     discriminator_optimiser = adamw(discriminator.parameters(), plan, settings.discriminator_learning_rate)
     perceptual = perceptual_loss(settings.perceptual)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        batch = volumes[draw_rows(len(volumes), plan.batch_size, run.seed, index)]
-        batch = mirrored(batch, generator).to(accelerator.device)
+        rows = draw_rows(len(volumes), plan.batch_size, run.seed, index)
+        whole = mirrored(volumes[rows], generator)
+        noise = torch.randn(len(rows), *profile.latent_shape)
         adversarial = index >= settings.adversarial_start_step
-        with accelerator.autocast():
-            reconstruction, mean, sigma = network(batch)
-        reconstruction, mean, sigma = reconstruction.float(), mean.float(), sigma.float()
-        losses = {
-            "l1": (reconstruction - batch).abs().mean(),
-            "kl": kl_divergence(mean, sigma),
-            "perceptual": perceptual(reconstruction, batch),
-        }
-        total = losses["l1"] + settings.kl_weight * losses["kl"] + settings.perceptual_weight * losses["perceptual"]
-        if adversarial:
-            discriminator.requires_grad_(False)
+        made = {}
+
+        def reconstruct(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            batch = whole[some].to(accelerator.device)
             with accelerator.autocast():
-                logits = discriminator(reconstruction)[-1]
-            losses["adversarial"] = adversarial_loss(logits, real=True)
-            total = total + settings.adversarial_weight * losses["adversarial"]
-        update(accelerator, generator_optimiser, network, total, plan.gradient_clip)
-        if adversarial:
-            discriminator.requires_grad_(True)
+                reconstruction, mean, sigma = network(batch, noise[some].to(accelerator.device))
+            reconstruction, mean, sigma = reconstruction.float(), mean.float(), sigma.float()
+            made[some.start] = batch, reconstruction.detach()
+            losses = {
+                "l1": (reconstruction - batch).abs().mean(),
+                "kl": kl_divergence(mean, sigma),
+                "perceptual": perceptual(reconstruction, batch),
+            }
+            total = losses["l1"] + settings.kl_weight * losses["kl"] + settings.perceptual_weight * losses["perceptual"]
+            if adversarial:
+                with accelerator.autocast():
+                    logits = judge(reconstruction)[-1]
+                losses["adversarial"] = adversarial_loss(logits, real=True)
+                total = total + settings.adversarial_weight * losses["adversarial"]
+            return total, losses
+
+        def discriminate(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             with accelerator.autocast():
-                both = discriminator(torch.cat([batch, reconstruction.detach()]))[-1]
+                both = discriminator(torch.cat(made.pop(some.start)))[-1]
             real, fake = both.chunk(2)
-            losses["discriminator"] = 0.5 * (adversarial_loss(real, True) + adversarial_loss(fake, False))
-            update(accelerator, discriminator_optimiser, discriminator, losses["discriminator"], plan.gradient_clip)
+            loss = 0.5 * (adversarial_loss(real, True) + adversarial_loss(fake, False))
+            return loss, {"discriminator": loss}
+
+        judge.requires_grad_(False)
+        losses = update(accelerator, generator_optimiser, [network], reconstruct, mine, plan.gradient_clip)
+        judge.requires_grad_(True)
+        if adversarial:
+            losses |= update(
+                accelerator, discriminator_optimiser, [discriminator], discriminate, mine, plan.gradient_clip
+            )
         return losses
 
     key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
-    bare = accelerator.unwrap_model(network)
-    networks = {"autoencoder": bare, "discriminator": accelerator.unwrap_model(discriminator)}
+    networks = {"autoencoder": bare, "discriminator": judge}
     optimisers = {"autoencoder": generator_optimiser, "discriminator": discriminator_optimiser}
-    fitted = fit(folder, key, networks, optimisers, "autoencoder", step, plan, run.seed, progress)
-    return finish_training(run, record, fitted, "autoencoder", bare, accelerator.mixed_precision, len(volumes))
+    names = batch_names(cohort.rows("train"), volumes, plan, run.seed)
+    fitted = fit(
+        folder, key, networks, optimisers, "autoencoder", step, plan, run.seed, progress,
+        accelerator=accelerator, batch_names=names,
+    )  # fmt: skip
+    return finish_training(run, record, fitted, "autoencoder", bare, accelerator, len(volumes))
 
 
 def finish_training(
@@ -114,33 +151,39 @@ def finish_training(
     fitted: Fit,
     kind: str,
     network: nn.Module,
-    precision: str,
+    accelerator: Accelerator,
     subjects: int,
     facts: dict[str, Any] | None = None,
     **results: Any,
 ) -> dict[str, Any]:
     """Write a trained network's checkpoint, then its record, then let the training state go; return the record.
 
+    Of several processes the main one writes, and the others wait for it.
+
     Args:
         facts: what else the checkpoint's configuration holds, for instance covariate ranges.
         results: what else the record's results hold.
     """
     folder, seconds = record.folder, round(fitted.seconds, 1)
-    training = {"cohort": run.cohort, "seed": run.seed, "inputs": record.inputs, "seconds": seconds}
-    training["subjects"] = subjects
-    config = {"kind": kind, "profile": run.profile.settings(), **(facts or {}), "training": training}
-    save_checkpoint(folder / WEIGHTS, fitted.weights, config)
-    record.earlier_seconds = fitted.earlier_seconds
-    finished = record.finish(
-        [folder / WEIGHTS, folder / LOSSES],
-        parameters=parameter_count(network),
-        precision=precision,
-        subjects=subjects,
-        **results,
-        training_seconds=seconds,
-    )
-    (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
-    return finished
+    if accelerator.is_main_process:
+        training = {"cohort": run.cohort, "seed": run.seed, "inputs": record.inputs, "seconds": seconds}
+        training["subjects"] = subjects
+        config = {"kind": kind, "profile": run.profile.settings(), **(facts or {}), "training": training}
+        save_checkpoint(folder / WEIGHTS, fitted.weights, config)
+        record.earlier_seconds = fitted.earlier_seconds
+        if accelerator.num_processes > 1:
+            results = {"processes": accelerator.num_processes} | results
+        record.finish(
+            [folder / WEIGHTS, folder / LOSSES],
+            parameters=parameter_count(network),
+            precision=accelerator.mixed_precision,
+            subjects=subjects,
+            **results,
+            training_seconds=seconds,
+        )
+        (folder / STATE).unlink(missing_ok=True)  # after the record: a kill in between loses no training
+    accelerator.wait_for_everyone()
+    return read_record(folder)
 
 
 def encode_latents(autoencoder: nn.Module, volumes: torch.Tensor, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,38 +207,42 @@ def train_diffusion(run: Run, progress: bool = True) -> dict[str, Any]:
     weights_path = run.stage("autoencoder") / WEIGHTS
     inputs = {"cohort": stage_key(run.stage("cohort")), "autoencoder": stage_key(run.stage("autoencoder"))}
     record = Record(folder, "brainldm train diffusion", settings.model_dump(mode="json"), inputs, run.seed)
+    plan, accelerator = settings.training, prepare_accelerator()
+    mine = parts(accelerator, plan)
     cohort = load_cohort(run.stage("cohort"))
     rows = cohort.rows("train")
     ranges = fit_ranges(rows)
-    mean, sigma, scale = cached_latents(run, folder, cohort.volumes("train"))
+    with accelerator.main_process_first():
+        mean, sigma, scale = cached_latents(run, folder, cohort.volumes("train"))
     values, present = (torch.from_numpy(part).repeat(2, 1) for part in encode(rows, ranges))
 
     torch.manual_seed(run.seed)
-    accelerator = prepare_accelerator()
-    unet = build_unet(profile)
+    bare = build_unet(profile)
     if settings.mean_latent:
-        scale = unet.fit(mean, sigma, values, present)
-    unet = accelerator.prepare(unet)
-    plan = settings.training
+        scale = bare.fit(mean, sigma, values, present)
+    unet = accelerator.prepare(bare)
     optimiser = adamw(unet.parameters(), plan)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         chosen = draw_rows(len(mean), plan.batch_size, run.seed, index)
-        latent = mean[chosen] + sigma[chosen] * torch.randn(mean[chosen].shape, generator=generator)
-        latent, covariates, known = (
-            part.to(accelerator.device) for part in (latent * scale, values[chosen], present[chosen])
-        )
-        with accelerator.autocast():
-            loss = diffusion_loss(settings, unet, latent, covariates, known, generator)
-        update(accelerator, optimiser, unet, loss, plan.gradient_clip)
-        return {"loss": loss}
+        latent = scale * (mean[chosen] + sigma[chosen] * torch.randn(mean[chosen].shape, generator=generator))
+        draws = draw_training(settings, latent, present[chosen], generator)
+
+        def denoise(some: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            batch = (part[some].to(accelerator.device) for part in (latent, values[chosen], *draws))
+            with accelerator.autocast():
+                loss = diffusion_loss(settings, unet, *batch)
+            return loss, {"loss": loss}
+
+        return update(accelerator, optimiser, [unet], denoise, mine, plan.gradient_clip)
 
     key = {"settings": record.settings, "inputs": inputs, "seed": run.seed}
-    bare = accelerator.unwrap_model(unet)
-    fitted = fit(folder, key, {"unet": bare}, {"unet": optimiser}, "unet", step, plan, run.seed, progress)
+    fitted = fit(
+        folder, key, {"unet": bare}, {"unet": optimiser}, "unet", step, plan, run.seed, progress,
+        accelerator=accelerator, batch_names=batch_names(rows, mean, plan, run.seed),
+    )  # fmt: skip
     facts = {"ranges": ranges, "latent_scale": scale, "autoencoder_sha256": sha256(weights_path)}
-    precision = accelerator.mixed_precision
-    return finish_training(run, record, fitted, "unet", bare, precision, len(rows), facts, latent_scale=scale)
+    return finish_training(run, record, fitted, "unet", bare, accelerator, len(rows), facts, latent_scale=scale)
 
 
 def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -97,7 +97,8 @@ def test_loss_is_the_mean_squared_error_of_the_replayed_draws():
     settings = TINY.model_copy(update={"covariate_dropout": 0.0})
     latent, values, present = torch.randn(4, 3, 4, 4, 4), torch.rand(4, 4), torch.ones(4, 4)
     network = lambda inputs, timesteps, context: inputs[:, :3] * 0.5  # noqa: E731
-    loss = diffusion.diffusion_loss(settings, network, latent, values, present, torch.Generator().manual_seed(5))
+    draws = diffusion.draw_training(settings, latent, present, torch.Generator().manual_seed(5))
+    loss = diffusion.diffusion_loss(settings, network, latent, values, *draws)
 
     replay = torch.Generator().manual_seed(5)
     steps = diffusion.draw_timesteps(settings, 4, replay)
