@@ -123,12 +123,25 @@ def correlations(rows: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
     return figure
 
 
-def loss_curves(table: pd.DataFrame, columns: Mapping[str, str], window: int = 20, log: bool = True) -> Figure:
-    """Losses by step: each column of the table raw (pale) and as a running mean over ``window`` steps."""
+def loss_curves(
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    window: int = 20,
+    log: bool = True,
+    behind: Mapping[str, pd.DataFrame] | None = None,
+    note: str = "",
+) -> Figure:
+    """Losses by step: each column of the table raw (pale) and as a running mean over ``window`` steps.
+
+    ``behind`` them lie the same columns of other tables in grey; ``note`` says above what they are.
+    """
     across = len(columns) if len(columns) < 4 else -(-len(columns) // 2)
     down = -(-len(columns) // across)
     with canvas(down, across, (max(2.5 * across, 3.6), 2.2 * down)) as (figure, axes):
         for axis, colour, (column, title) in zip(axes.flat, COLOURS, columns.items(), strict=False):
+            for other in (behind or {}).values():
+                if column in other:
+                    axis.plot(other["step"], other[column], color="0.65", linewidth=1.2, zorder=1)
             known = table[["step", column]].dropna()
             axis.plot(known["step"], known[column], color=colour, alpha=0.3, linewidth=0.7)
             smooth = known[column].rolling(min(window, max(len(known), 1)), min_periods=1).mean()
@@ -139,6 +152,8 @@ def loss_curves(table: pd.DataFrame, columns: Mapping[str, str], window: int = 2
             axis.set_xlabel("step")
         for axis in axes.flat[len(columns) :]:
             axis.axis("off")
+        if note:
+            figure.suptitle(note, fontsize=8)
     return figure
 
 

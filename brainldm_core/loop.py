@@ -181,7 +181,7 @@ def fit(
 
 @contextmanager
 def tensorboard(folder: Path, first: int, wanted: bool = True):
-    """A writer of TensorBoard's events where that is installed, else None; it replaces points from step ``first`` on."""
+    """A writer of TensorBoard's events where it is installed, else None; it replaces points from step ``first`` on."""
     if not wanted or importlib.util.find_spec("tensorboard") is None:
         yield None
         return
@@ -224,7 +224,7 @@ def _restore(folder, key, networks, optimisers, average) -> tuple[int, float, li
         network.load_state_dict(parts[owner])
     for owner, optimiser in optimisers.items():
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in parts["optimiser"].items():
+        for name, value in parts.get("optimiser", {}).items():
             whose, index, entry = name.split("/")
             if whose == owner:
                 state.setdefault(int(index), {})[entry] = value

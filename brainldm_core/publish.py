@@ -77,8 +77,31 @@ def _strip(value):
     return [_strip(item) for item in value] if isinstance(value, list) else value
 
 
+def thinned_losses(run: Run) -> dict[str, str]:
+    """Losses of a run's finished trainings by name, thinned, as CSV: what other people's runs are compared with.
+
+    Raises:
+        BrainLDMError: a table of losses is not the one that the training left.
+    """
+    import pandas as pd
+
+    from .curves import STAGES as TRAININGS
+    from .curves import losses_path, thin
+
+    found = {}
+    for name in TRAININGS:
+        path = losses_path(run, name)
+        record = read_record(path.parent)
+        if record is None or path.name not in record["outputs"]:
+            continue
+        if not path.exists() or sha256(path) != record["outputs"][path.name]:
+            raise BrainLDMError(f"{path}: is gone or was changed after the training; put the original back")
+        found[name] = thin(pd.read_csv(path)).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return found
+
+
 def publish(folder: Path, outputs: bool = True) -> list[Path]:
-    """Publish the run in ``folder``; return the files that were written.
+    """Publish the run in ``folder``, with the losses of its trainings; return the files that were written.
 
     Without ``outputs`` no notebook is touched, and those that were run give their results and records: another training
     seed beside the one that the pages show.
@@ -116,8 +139,11 @@ def publish(folder: Path, outputs: bool = True) -> list[Path]:
     for name in (*names, "scoreboard") if outputs else names:
         if (path := run.stage("results") / f"{name}.json").exists():
             texts[target / "results" / path.name] = read_json(path)
+    tables = {target / "losses" / f"{name}.csv": table for name, table in thinned_losses(run).items()}
     for path, notebook in notebooks.items():
         write_notebook(notebook, path)
     for path, content in texts.items():
         write_text(path, json.dumps(_strip(content), indent=1, allow_nan=False) + "\n")
-    return [*notebooks, *texts]
+    for path, table in tables.items():
+        write_text(path, table)
+    return [*notebooks, *texts, *tables]

@@ -249,12 +249,20 @@ def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch
     """Latent means and deviations of the training volumes and of their mirror images, and the scale 1 / std(z).
 
     Cached in a file named by the autoencoder that made it.
+
+    Raises:
+        BrainLDMError: latents of a scan are not finite.
     """
     path = folder / f"latents-{stage_key(run.stage('autoencoder'))[:16]}.safetensors"
     if not path.exists():
         autoencoder, _ = load_network(run.stage("autoencoder") / WEIGHTS, "autoencoder")
         autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
         mean, sigma = encode_latents(autoencoder, torch.cat([volumes, volumes.flip(2)]))
+        known = (mean.isfinite() & sigma.isfinite()).flatten(1).all(1).reshape(2, -1).all(0)
+        if not known.all():
+            rows = load_cohort(run.stage("cohort")).rows("train").loc[~known.numpy(), list(KEYS)]
+            names = ", ".join(scan_name(*keys) for keys in rows.itertuples(index=False))
+            raise BrainLDMError(f"{folder}: latents of {names} are not finite; look at the scan, or leave it out")
         scale = 1 / float((mean.var() + (sigma**2).mean()).sqrt())
         save_checkpoint(path, {"mean": mean, "sigma": sigma}, {"kind": "latents", "latent_scale": scale})
     tensors, config = load_checkpoint(path, "latents")

@@ -49,9 +49,9 @@ def test_each_is_given_the_seconds_of_the_diffusion_model(tmp_path, monkeypatch)
     budgets = []
     real_fit = loop.fit
 
-    def fit(*arguments):
+    def fit(*arguments, **named):
         budgets.append((arguments[0].name, arguments[-1]))
-        return real_fit(*arguments)
+        return real_fit(*arguments, **named)
 
     monkeypatch.setattr(baselines, "fit", fit)
     baselines.train_baselines(run, progress=False)

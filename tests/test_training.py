@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from brainldm_core import loop, sampling, training
-from brainldm_core.dataset import save_volume, volume_path, write_tables
+from brainldm_core import loop, networks, sampling, training
+from brainldm_core.dataset import Cohort, load_cohort, save_volume, volume_path, write_tables
 from brainldm_core.errors import BrainLDMError
-from brainldm_core.records import Record, open_run
+from brainldm_core.profiles import Optimisation, load_profile
+from brainldm_core.records import Record, open_run, read_json, read_record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -102,6 +103,84 @@ def test_latents_are_cached_with_mean_deviation_and_unit_scale(trained):
     assert scale < record["results"]["latent_scale"]  # smoke has a mean latent: what it leaves is smaller
     drawn = (mean + sigma * torch.randn(mean.shape)) * scale
     assert float(drawn.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_the_latent_scale_is_that_of_all_training_volumes_and_their_mirror_images(trained):
+    run, folder = trained[0], trained[0].stage("diffusion")
+    mean, sigma, scale = training.cached_latents(run, folder, torch.empty(0))
+    volumes = load_cohort(run.stage("cohort")).volumes("train")
+    autoencoder, _ = networks.load_network(run.stage("autoencoder") / training.WEIGHTS, "autoencoder")
+    alone = [
+        training.encode_latents(autoencoder, volume[None]) for each in (volumes, volumes.flip(2)) for volume in each
+    ]
+    means, sigmas = (torch.cat(parts) for parts in zip(*alone, strict=True))
+    assert torch.allclose(mean, means, atol=0.05) and torch.allclose(sigma, sigmas, atol=0.05)  # bf16 on some
+    spread = ((means - means.mean()) ** 2).mean() + (sigmas**2).mean()  # of the mixture of all posteriors
+    assert scale == pytest.approx(float(spread) ** -0.5, rel=0.02)
+
+
+def test_latents_are_encoded_once_for_each_autoencoder(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[0].folder, tmp_path / trained[0].name)
+    run = open_run("smoke", "atlas", root=tmp_path)
+    folder, volumes = run.stage("diffusion"), load_cohort(run.stage("cohort")).volumes("train")
+    calls, encode = [], training.encode_latents
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return encode(*arguments)
+
+    monkeypatch.setattr(training, "encode_latents", counted)
+    before = training.cached_latents(run, folder, volumes)
+    assert not calls
+    weights = run.stage("autoencoder") / training.WEIGHTS
+    tensors, config = training.load_checkpoint(weights)
+    training.save_checkpoint(weights, {name: value * 1.5 for name, value in tensors.items()}, config)
+    record = read_json(run.stage("autoencoder") / "record.json")
+    Record(weights.parent, record["made_by"], record["settings"], record["inputs"], 0).finish([weights])
+    after = training.cached_latents(run, folder, volumes)
+    assert len(calls) == 1 and not torch.equal(after[0], before[0]) and after[2] != before[2]
+    assert len(list(folder.glob("latents-*"))) == 2
+
+
+def test_a_scan_that_is_not_finite_is_named_with_the_batch(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[0].folder, tmp_path / trained[0].name)
+    run = open_run("smoke", "atlas", root=tmp_path)
+    whole = Cohort.volumes
+
+    def hostile(cohort, split):
+        volumes = whole(cohort, split)
+        volumes[3, 0, 5, 5, 5] = float("nan")
+        return volumes
+
+    monkeypatch.setattr(Cohort, "volumes", hostile)
+    shutil.rmtree(run.stage("diffusion"))
+    with pytest.raises(BrainLDMError, match="latents of sub-0003 are not finite"):
+        training.train_diffusion(run, progress=False)
+    shutil.rmtree(run.stage("autoencoder"))
+    step = next(step for step in range(4) if 3 in loop.draw_rows(6, 2, 0, step))
+    batch = ", ".join(f"sub-{row:04d}" for row in loop.draw_rows(6, 2, 0, step))
+    with pytest.raises(BrainLDMError) as error:
+        training.train_autoencoder(run, progress=False)
+    assert f"loss is not finite at step {step} " in str(error.value)
+    assert f"its batch: {batch} (sub-0003: not finite itself)" in str(error.value)
+    assert not read_record(run.stage("autoencoder"))
+
+
+def test_a_batch_is_named_by_scans_and_sessions_mirror_images_included():
+    rows = pd.DataFrame({"participant_id": ["sub-a", "sub-b"], "session_id": ["ses-1", "n/a"]})
+    values = torch.zeros(4, 1)
+    values[2] = float("inf")  # the mirror image of the first
+    plan = Optimisation(steps=1, batch_size=4, learning_rate=1)
+    order = loop.draw_rows(4, 4, 0, 0).tolist()
+    scans = [["sub-a_ses-1", "sub-b"][row % 2] for row in order]
+    expected = f"{', '.join(scans)} (sub-a_ses-1: not finite itself)"
+    assert training.batch_names(rows, values, plan, 0)(0) == expected
+
+
+def test_micro_batches_are_in_records_only_where_there_are_some():
+    plan = load_profile("tiny").diffusion.training
+    assert "accumulation" not in plan.model_dump(mode="json")
+    assert plan.model_copy(update={"accumulation": 2}).model_dump(mode="json")["accumulation"] == 2
 
 
 def test_exported_weights_are_a_pair_in_half_precision(trained, tmp_path):
