@@ -79,6 +79,23 @@ def test_results_of_another_seed_leave_the_notebooks_alone(checkout):
         publish.publish(folder, outputs=False)
 
 
+def test_losses_are_published_thinned_and_only_as_the_training_left_them(checkout):
+    root, run = checkout
+    folder = run("atlas")
+    table = folder / "diffusion" / "losses.csv"
+    table.parent.mkdir()
+    table.write_text("step,loss,seconds\n" + "".join(f"{step},{step / 7},0.1\n" for step in range(1000)))
+    Record(table.parent, "a test", {}, {}).finish([table])
+    publish.publish(folder, outputs=False)
+    lines = (root / "book" / "published" / "smoke-atlas" / "losses" / "diffusion.csv").read_text().splitlines()
+    assert lines[:2] == ["step,loss", "4.5,0.642857"] and len(lines) == 101
+    before = files(root)
+    table.write_text(table.read_text().replace("5,0.7", "5,0.6"))
+    with pytest.raises(BrainLDMError, match="losses.csv: is gone or was changed after the training"):
+        publish.publish(folder, outputs=False)
+    assert files(root) == before
+
+
 @pytest.mark.parametrize(
     "cohort, words",
     [("ukbiobank", "restricted access"), ("oasis", "OASIS"), ("ixi", "faces"), ("ward7", "no manifest")],
