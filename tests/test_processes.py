@@ -81,7 +81,7 @@ def started(tmp_path_factory):
         text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     ) as driver:  # fmt: skip
         try:
-            said = driver.communicate(json.dumps(list(jobs.values())), timeout=300)[0].splitlines()
+            said = driver.communicate(json.dumps(list(jobs.values())), timeout=900)[0].splitlines()
         finally:
             if driver.returncode is None:
                 os.killpg(driver.pid, signal.SIGKILL)
