@@ -91,6 +91,8 @@ def train_autoencoder(run: Run, progress: bool = True) -> dict[str, Any]:
     generator_optimiser = adamw(network.parameters(), plan)
     discriminator_optimiser = adamw(discriminator.parameters(), plan, settings.discriminator_learning_rate)
     perceptual = perceptual_loss(settings.perceptual)
+    if isinstance(perceptual, nn.Module):
+        perceptual.to(accelerator.device)
 
     def step(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         rows = draw_rows(len(volumes), plan.batch_size, run.seed, index)
