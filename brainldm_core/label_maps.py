@@ -16,6 +16,7 @@ from .profiles import Grid
 
 CSF = (14, 15, 24, 30, 62, 72)  # third, fourth and fifth ventricle, sulci, vessels
 LATERAL = (4, 5, 31, 43, 44, 63)  # with inferior horns and choroid plexus
+LEFT_VENTRICLE, RIGHT_VENTRICLE, CALLOSUM = 4, 43, 251
 EXTRACEREBRAL = 500  # this label and those up to 999: skull, skin, eyes (SynthSeg)
 
 WHITE_SHARE = {
@@ -39,6 +40,10 @@ WHITE_SHARE = {
 From medians inside the manual labels of ten OASIS-1 scans (nine people of 18 to 83 years, relative to each scan's
 white matter: cortex 0.605, thalamus 0.838, putamen 0.807, and so on; standard deviations over scans 0.015 to 0.05).
 """
+
+BLENDED = (*range(10, 14), 16, 25, 26, 28, *range(49, 53), 57, 58, 60, *range(77, 81), 85)
+"""Nuclei, brain stem and lesions: in scans they pass into white matter without an edge."""
+BLENDED_MM = 2.0
 
 OUTSIDE_SIGNAL = {502: 0.4, 506: 0.15, 508: 0.4, 509: 0.35, 511: 0.5, 514: 0.35, 515: 0.12, 516: 0.45, 530: 0.45}
 """T1 signal (white matter 0.8) of extracerebral labels. They have no names, so this was chosen by where they lie: 506
@@ -140,15 +145,37 @@ def near_brain(labels: np.ndarray, voxel_mm: float) -> np.ndarray:
     return np.where(closed[1:-1, 1:-1, 1:-1] & (labels < EXTRACEREBRAL), labels, 0)
 
 
-def tissue_maps(labels: np.ndarray) -> np.ndarray:
-    """CSF, grey, white and lateral ventricles (4, D, H, W) in [0, 1]: a structure's share of white is its T1 signal."""
+def with_septum(labels: np.ndarray) -> np.ndarray:
+    """Labels with a sheet of one voxel of white matter where the lateral ventricles touch: FreeSurfer has none."""
+    from scipy import ndimage
+
+    beside = ndimage.binary_dilation(labels == RIGHT_VENTRICLE)
+    return np.where((labels == LEFT_VENTRICLE) & beside, CALLOSUM, labels)
+
+
+def tissue_maps(labels: np.ndarray, voxel_mm: float) -> np.ndarray:
+    """CSF, grey, white and lateral ventricles (4, D, H, W) in [0, 1]: a structure's share of white is its T1 signal.
+
+    Nuclei and lesions are blended with the white matter around them.
+    """
+    from scipy import ndimage
+
     table = np.zeros((4, int(labels.max()) + 1), np.float32)
     table[0, [label for label in CSF if label <= labels.max()]] = 1
     table[3, [label for label in LATERAL if label <= labels.max()]] = 1
     for label, share in WHITE_SHARE.items():
         if label <= labels.max():
             table[1:3, label] = 1 - share, share
-    return table[:, labels]
+    maps = table[:, labels]
+    deep = np.isin(labels, BLENDED)
+    beneath = (deep | np.isin(labels, (2, 41))).astype(np.float32)  # cortex keeps its edge
+    sigma = BLENDED_MM / voxel_mm
+    around = ndimage.gaussian_filter(beneath * maps[2], sigma) / np.maximum(
+        ndimage.gaussian_filter(beneath, sigma), 1e-3
+    )
+    near = (beneath > 0) & (ndimage.distance_transform_edt(~deep) * voxel_mm <= 2 * BLENDED_MM)
+    maps[1:3, near] = 1 - around[near], around[near]
+    return maps
 
 
 def soften_sulci(maps: np.ndarray, sigma: float) -> np.ndarray:
@@ -184,7 +211,7 @@ def label_anatomy(path: Path, spacing_mm: float, whole_head: bool = False) -> An
     from .resampling import resample
 
     labels, affine = read_label_map(path)
-    labels = only_known(labels)
+    labels = with_septum(only_known(labels))
     if not whole_head:
         labels[labels >= EXTRACEREBRAL] = 0
     if not (np.isin(LATERAL, labels).any() and np.isin((3, 42), labels).any()):
@@ -195,7 +222,7 @@ def label_anatomy(path: Path, spacing_mm: float, whole_head: bool = False) -> An
     affine = affine @ np.block([[np.eye(3), first[:, None]], [np.zeros(3), 1]])
     voxel_mm = float(np.linalg.norm(affine[:3, 0]))
     inner = near_brain(labels, voxel_mm)
-    maps = tissue_maps(inner)
+    maps = tissue_maps(inner, voxel_mm)
     place = register(np.tensordot((FLUID_SIGNAL, 0.6, 0.8, FLUID_SIGNAL), maps, 1), affine).matrix
     moved = np.stack([resample(channel, affine, place, FIELD).clip(0, 1) for channel in maps])
     moved /= np.maximum(moved.sum(0), 1)  # the spline rings at edges

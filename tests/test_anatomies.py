@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import ndtr
 
 from brainldm_core import anatomies, dataset, label_maps, registration, simulate, simulate_run
 from brainldm_core.anatomy import Anatomy
@@ -67,13 +68,35 @@ def test_labels_become_tissue_that_keeps_its_volume(maps):
 
 def test_structures_have_their_share_of_white_and_unknown_labels_that_of_their_neighbours():
     labels = np.array([[[2, 3, 10, 1035, 3002, 507, 24, 4]]], np.int32)
-    tissue = label_maps.tissue_maps(label_maps.only_known(labels))[:, 0, 0]
+    tissue = label_maps.tissue_maps(label_maps.only_known(labels), 40.0)[:, 0, 0]  # too coarse to blend
     white = label_maps.WHITE_SHARE[10]
     expected = {"csf": [0, 0, 0, 0, 0, 0, 1, 0], "grey": [0, 1, 1 - white, 1, 0, 0, 0, 0]}
     np.testing.assert_allclose(tissue[0], expected["csf"])
     np.testing.assert_allclose(tissue[1], expected["grey"], atol=1e-6)
     np.testing.assert_allclose(tissue[2], [1, 0, white, 0, 1, 0, 0, 0], atol=1e-6)
     assert label_maps.only_known(np.array([[[2, 136, 163, 3, 0]]]))[0, 0].tolist() == [2, 2, 3, 3, 0]
+
+
+def test_nuclei_pass_into_white_matter_and_cortex_keeps_its_edge():
+    labels = np.full((60, 30, 30), 2, np.int32)
+    labels[30:] = 10
+    labels[:8] = 3
+    grey, white = label_maps.tissue_maps(labels, 1.0)[1:3, :, 15, 15]
+    assert (grey[:8] == 1).all() and (grey[8:22] == 0).all(), "cortex ends where its label ends"
+    step = 1 - label_maps.WHITE_SHARE[10]
+    np.testing.assert_allclose(grey[[22, -1]], [0, step], atol=1e-3)
+    places = (np.arange(26, 34) + 0.5 - 30) / label_maps.BLENDED_MM
+    np.testing.assert_allclose(grey[26:34], step * ndtr(places), atol=0.01)
+    np.testing.assert_allclose(grey + white, 1, atol=1e-6)
+
+
+def test_ventricles_that_touch_get_a_septum_of_one_voxel():
+    labels = np.full((12, 8, 8), 2, np.int32)
+    labels[2:6, 2:6, 2:6], labels[6:10, 2:4, 2:6] = 4, 43
+    found = label_maps.with_septum(labels)
+    assert (found[5, 2:4, 2:6] == label_maps.CALLOSUM).all()
+    changed = found != labels
+    assert changed.sum() == 8 and not changed[6:].any(), "no tissue where they do not touch"
 
 
 def test_a_whole_head_has_its_layers_and_the_same_brain(maps):
@@ -111,7 +134,7 @@ def test_layers_outside_have_their_signal():
 
 
 def test_softened_sulci_keep_sums_and_the_ratio_of_grey_and_white():
-    maps = label_maps.tissue_maps(label_maps.only_known(head()))
+    maps = label_maps.tissue_maps(label_maps.only_known(head()), 2.0)
     soft = label_maps.soften_sulci(maps, 1.0)
     np.testing.assert_allclose(soft.sum(0), maps.sum(0), atol=1e-5)
     deep = maps[2] > 0.99

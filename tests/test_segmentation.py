@@ -121,7 +121,7 @@ def test_sharpened_shares_replay_bayes_rule_near_the_ventricles():
     assert found[4, 9, 3, 3] == pytest.approx(factor / (1 + factor), abs=0.01)
     assert found[4, 9, 20, 3] == pytest.approx(1 / (1 + factor), abs=0.01)
     assert found[4, 14, 5, 5] == pytest.approx(0.3, abs=0.01)  # half way says nothing
-    assert found[4, 14] / found[1, 14] == pytest.approx(1.5 * np.ones((24, 24)), rel=1e-4)  # fluid beside fluid: the network's
+    assert found[4, 14] / found[1, 14] == pytest.approx(1.5 * np.ones((24, 24)), rel=1e-4)  # fluid both
     assert found.sum(0) == pytest.approx(np.ones(volume.shape), abs=1e-5)
     assert np.array_equal(found[:, :9], shares.astype(np.float32)[:, :9])
     flat = segmentation.sharpened(np.full_like(volume, 50.0), np.ones(3), shares.astype(np.float32))
