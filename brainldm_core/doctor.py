@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 CORE = ("torch", "monai", "monai-generative", "nibabel", "nilearn", "papermill", "jupytext", "snakemake", "safetensors")
+DEVICE = ("torch", "safetensors")  # without these nothing can be said of the devices
 OPTIONAL_PACKAGES = {
     "deepbet": "cuts brains out of whole heads, for prepare bids --brain-extraction",
     "lpips": "the paper's perceptual loss; smaller profiles use a spectral one",
@@ -61,9 +62,16 @@ def _accelerator() -> Iterator[str]:
         facts = torch.cuda.get_device_properties(index)
         yield f"GPU        {facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     cudnn = torch.backends.cudnn.version() or 0
-    # Versions 9.8 to 9.14 are slow or wrong for bfloat16 3-D convolutions.
-    advice = "good" if cudnn >= 91500 else "slow or wrong for bfloat16 3-D convolutions: install 9.15 or later"
-    yield f"cuDNN      {cudnn} ({advice})"
+    yield f"cuDNN      {cudnn} ({cudnn_advice(cudnn)})"
+
+
+def cudnn_advice(number: int) -> str:
+    """What is known of a version of cuDNN (9.15.0 is 91500) for the 3-D convolutions of this book."""
+    if number >= 91500:
+        return "good"
+    if number >= 90800:
+        return "slow or wrong for bfloat16 3-D convolutions: install 9.15 or later"
+    return "not tried here: 9.15 or later is known to be good" if number else "none: convolutions will be slow"
 
 
 def _book() -> str:
@@ -80,7 +88,7 @@ def report() -> int:
     print("core       " + ", ".join(f"{name} {version(name)}" for name in CORE if name not in missing))
     if missing:
         print(f"           missing: {', '.join(missing)}; run 'make setup'")
-    else:
+    if not set(missing) & set(DEVICE):
         for line in (*_accelerator(), *_cpu()):
             print(line)
     print(_book())
