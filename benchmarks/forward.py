@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from measures import counted_tflop, peak_gib, reset_peak, synchronise, time_calls
+from measures import counted_tflop, full_float32, peak_gib, reset_peak, synchronise, time_calls
 from torch import nn
 
 from brainldm_core.networks import build_autoencoder, build_unet, conditioning_width
@@ -76,6 +76,15 @@ def example(kind: str, profile: Profile, batch: int, device: torch.device) -> di
     }
 
 
+def in_form(network: nn.Module, precision: str, layout: str) -> nn.Module:
+    """A network in another precision and layout; only weights of convolutions (five axes) have a layout."""
+    network.to(DTYPES[precision])
+    for weight in network.parameters():
+        if weight.dim() == 5:
+            weight.data = weight.data.to(memory_format=LAYOUTS[layout])
+    return network
+
+
 def shaped(inputs: dict[str, torch.Tensor], form: Form) -> dict[str, torch.Tensor]:
     """Inputs in a form's precision and layout; time steps stay whole numbers."""
     changed = {}
@@ -109,9 +118,9 @@ def time_form(
     network = random_network(kind, profile, device)
     inputs = example(kind, profile, form.batch, device)
     with torch.no_grad():
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with full_float32():
             reference = entry(network)(**{name: value[:1] for name, value in inputs.items()}).float()
-        network.to(DTYPES[form.precision]).to(memory_format=LAYOUTS[form.layout])
+        in_form(network, form.precision, form.layout)
         inputs = shaped(inputs, form)
         function = entry(network)
         if form.compiled:
@@ -143,12 +152,12 @@ class InHalf(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network.to(torch.bfloat16).to(memory_format=torch.channels_last_3d)
+        self.network = in_form(network, "bf16", "channels_last_3d")
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """As the network inside: float32 in and out."""
-        x = x.to(torch.bfloat16, memory_format=torch.channels_last_3d)
-        return self.network(x, timesteps=timesteps, context=context.to(torch.bfloat16)).float()
+        x = x.to(DTYPES["bf16"], memory_format=torch.channels_last_3d)
+        return self.network(x, timesteps=timesteps, context=context.to(DTYPES["bf16"])).float()
 
 
 def bundle_recipe(profile: Profile, device: torch.device, backend: str) -> tuple[Callable[[], Any], int]:
@@ -196,7 +205,7 @@ def package_recipe(profile: Profile, device: torch.device, backend: str) -> tupl
 def tuned_recipe(profile: Profile, device: torch.device, backend: str) -> tuple[Callable[[], Any], int]:
     """As it could be: bfloat16, channels-last, compiled, coefficients on the device; a batch, decoded one by one."""
     unet, autoencoder = (random_network(kind, profile, device) for kind in ("unet", "decoder"))
-    autoencoder.to(torch.bfloat16).to(memory_format=torch.channels_last_3d)
+    in_form(autoencoder, "bf16", "channels_last_3d")
     torch.compiler.reset()
     predict = torch.compile(InHalf(unet), fullgraph=True, dynamic=False, backend=backend)
     decode = torch.compile(autoencoder.decode, fullgraph=True, dynamic=False, backend=backend)
@@ -207,7 +216,7 @@ def tuned_recipe(profile: Profile, device: torch.device, backend: str) -> tuple[
     def draw() -> torch.Tensor:
         generators = [sample_generator(0, number) for number in range(count)]
         latent = denoise(settings, predict, condition, generators, profile.latent_shape, visited, 0.0)
-        latent = latent.to(torch.bfloat16, memory_format=torch.channels_last_3d)
+        latent = latent.to(DTYPES["bf16"], memory_format=torch.channels_last_3d)
         return torch.cat([decode(part).float().clamp(0, 1).cpu() for part in latent.split(1)])
 
     return draw, count

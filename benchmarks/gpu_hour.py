@@ -54,7 +54,8 @@ from brainldm_core.records import Run, commit, read_json, read_record, write_jso
 PIECE = 15 * 2**20
 MARGIN = 25.0  # seconds that are kept for saving a training and packing
 
-SHOWN = ("median_ms", "seconds_a_volume", "tflops", "peak_gib", "steps", "psnr_db", "cudnn_advice", "out_of_memory")
+SHOWN = ("median_ms", "seconds_a_volume", "tflops", "peak_gib", "steps", "psnr_db", "cudnn_advice")
+SHOWN += ("out_of_memory", "not_implemented")
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ def do(step: Step, out: Path, facts: dict[str, Any]) -> bool:
         result = step.work()
     except torch.OutOfMemoryError:
         result = {"out_of_memory": True}  # a result too: this form does not fit the device
+    except NotImplementedError as error:  # bfloat16 pooling on a processor
+        result = {"not_implemented": str(error).split("\n")[0]}
     except Exception:
         write_text(note, traceback.format_exc())
         print(f"{step.name}: failed, see {note}", flush=True)

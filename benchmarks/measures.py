@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -28,6 +29,20 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and products of float32 without TF32 inside this block."""
+    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [part.allow_tf32 for part in settings]
+    try:
+        for part in settings:
+            part.allow_tf32 = False
+        yield
+    finally:
+        for part, value in zip(settings, before, strict=True):
+            part.allow_tf32 = value
 
 
 def spread(milliseconds: list[float]) -> dict[str, Any]:

@@ -271,7 +271,10 @@ def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch
     return tensors["mean"], tensors["sigma"], config["latent_scale"]
 
 
-LICENCE = "Apache-2.0; trained on simulated brains from the MNI152 2009a template (notice kept by nilearn)"
+LICENCES = {
+    "atlas": "Apache-2.0; trained on simulated brains from the MNI152 2009a template (notice kept by nilearn)",
+    "anatomies": "Apache-2.0; trained on brains simulated from the training label maps of SynthSeg (Apache-2.0)",
+}
 
 
 def export_weights(run_folder: Path, out: Path) -> list[Path]:
@@ -288,7 +291,8 @@ def export_weights(run_folder: Path, out: Path) -> list[Path]:
         allowed, reason = publishable(config["training"]["cohort"])
         if not allowed:
             raise BrainLDMError(f"{run_folder}: weights trained on this cohort cannot be given away: {reason}")
-        config |= {"licence": LICENCE, "record": read_record(run_folder / stage)}
+        licence = LICENCES.get(config["training"]["cohort"], f"that of the cohort: {reason}")
+        config |= {"licence": licence, "record": read_record(run_folder / stage)}
         if paths:  # the pair is checked by this hash when it is loaded
             config["autoencoder_sha256"] = sha256(paths[0])
         path = out / f"{kind}.safetensors"

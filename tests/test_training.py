@@ -10,6 +10,7 @@ import torch
 from brainldm_core import loop, networks, sampling, training
 from brainldm_core.dataset import Cohort, load_cohort, save_volume, volume_path, write_tables
 from brainldm_core.errors import BrainLDMError
+from brainldm_core.networks import load_checkpoint
 from brainldm_core.profiles import Optimisation, load_profile
 from brainldm_core.records import Record, open_run, read_json, read_record
 
@@ -191,6 +192,8 @@ def test_exported_weights_are_a_pair_in_half_precision(trained, tmp_path):
     for name, value in pipeline.unet.state_dict().items():
         assert torch.equal(value, original.unet.state_dict()[name].half().float())
     assert pipeline.ranges == original.ranges
+    licence = load_checkpoint(tmp_path / "unet.safetensors")[1]["licence"]
+    assert licence == training.LICENCES[run.cohort]
     other = tmp_path / "other"
     shutil.copytree(tmp_path, other)
     shutil.copy(run.stage("autoencoder") / training.WEIGHTS, other / "autoencoder.safetensors")
