@@ -4,8 +4,9 @@
 
 makes the anatomies of a folder of label maps (``data_manifests/synthseg-labels.yaml``; without LABELS, the template)
 and packs them: tissue maps rounded to 1/63, compressed, cut to the head. 20 people at 1 mm are about 31 MB, where 300
-finished volumes of 2 mm are 45 MB and SimpleITK, which places label maps, is 50 MB. Rounding is far below the noise of
-a volume; the flow of the ventricles is made anew from the maps.
+finished volumes of 2 mm are 45 MB and SimpleITK, which places label maps, is 50 MB. The flow of the ventricles is made
+anew from the maps. One subject simulated from rounded and from full maps had the same label in 99.9 % of its voxels and
+ventricles of 40.4 and 40.3 ml; its noise is another draw.
 """
 
 from __future__ import annotations
