@@ -131,7 +131,8 @@ def test_tutorial_step_sees_the_network_that_ours_trains(tmp_path):
     maps = condition[:, :, None, None, None].expand(-1, -1, *profile.latent_shape[1:])
     hybrid = training_step.Hybrid(unet, len(latent[0]))
     with torch.no_grad():
-        assert torch.equal(hybrid(torch.cat([latent, maps], 1), times), predict(unet, latent, times, condition))
+        ours = predict(profile.diffusion, unet, latent, times, condition)
+        assert torch.equal(hybrid(torch.cat([latent, maps], 1), times), ours)
     for stage in training_step.STAGES:
         pair = [
             training_step.time_case(load_profile("smoke"), stage, recipe, CPU, steps=2)
