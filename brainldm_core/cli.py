@@ -111,6 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="given", help="another parameter of a notebook"
     )
+    run.add_argument(
+        "--workflow-profile",
+        metavar="NAME_OR_DIR",
+        help="with all: where jobs run, as a Snakemake profile; slurm is workflow/profiles/slurm (default: here)",
+    )
     add("book", "build the book of a run", commands.run_book).add_argument(
         "--published", action="store_true", help="the published book instead, from committed outputs, into _build/html"
     )
@@ -181,9 +186,11 @@ def _warn(message: Warning | str, category: type, filename: str, *_) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     args = build_parser().parse_args(arguments)
-    from .launch import turn  # after the parser: --help stays quick
+    from .launch import hopeless, turn  # after the parser: --help stays quick
 
     warnings.showwarning = _warn
+    if hopeless():
+        return 2
     try:
         with turn():
             return args.function(args) or 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,40 +195,59 @@ def _sweep(args: argparse.Namespace) -> list[int]:
 
 def run_run(args: argparse.Namespace) -> None:
     """Run a notebook, or everything."""
-    from .launch import bring_up_to_date, inside_workflow, results_table
-    from .notebooks import check_parameters, find_notebook, needs, project_root, read_notebook
-    from .runner import run_notebook
-
-    everything, runs = args.notebook == "all", []
-    pairs = [item.partition("=")[::2] for item in args.given]
-    if everything and pairs:
+    everything = args.notebook == "all"
+    if everything and args.given:
         raise BrainLDMError("--set goes with one notebook, not with all")
-    source = None if everything else find_notebook(args.notebook)
+    if args.workflow_profile and not everything:
+        raise BrainLDMError("--workflow-profile goes with all, not with one notebook")
     args.runs = str(Path(args.runs).resolve())
     bids = args.bids.resolve() if args.bids else None
     if bids is not None and not bids.is_dir():
         raise BrainLDMError(f"{args.bids}: no such folder; give a BIDS folder with a participants.tsv")
+    (_run_all if everything else _run_one)(args, bids)
+
+
+def _runs(args: argparse.Namespace, bids: Path | None) -> Iterator[Run]:
+    """The run of each seed of a sweep, opened when its turn comes."""
     for seed in _sweep(args):
         args.seed = seed
-        run = _open(args, bids)
+        yield _open(args, bids)
+
+
+def _run_all(args: argparse.Namespace, bids: Path | None) -> None:
+    """Bring all of a run, or of each run of a sweep, up to date: here, or where a profile says."""
+    from .cluster import find_profile
+    from .launch import bring_all, results_table
+
+    where = find_profile(args.workflow_profile) if args.workflow_profile else None
+    runs = []
+    for run, changed in bring_all(_runs(args, bids), args.profile, bids, where):
         runs.append(run)
-        if everything:
-            if not bring_up_to_date(run, args.profile, bids):
-                print(f"{run.folder.name}: nothing to do, everything is up to date")
-            continue
+        if not changed:
+            print(f"{run.folder.name}: nothing to do, everything is up to date")
+    print(f"\n{results_table(runs)}\n")
+    for run in runs:
+        print(f"Book: {Path(os.path.relpath(run.stage('book') / 'html' / 'index.html'))}")
+
+
+def _run_one(args: argparse.Namespace, bids: Path | None) -> None:
+    """Run a notebook with its parameters, after the stages that it needs."""
+    from .launch import bring_up_to_date, inside_workflow
+    from .notebooks import check_parameters, find_notebook, needs, project_root, read_notebook
+    from .runner import run_notebook
+
+    source = find_notebook(args.notebook)
+    for run in _runs(args, bids):
         root, where = project_root(), Path(args.runs)
         short = where.relative_to(root) if where.is_relative_to(root) else where  # pages should not show our folders
-        given = {"profile": args.profile, "cohort": run.cohort, "seed": run.seed, "runs": str(short), **dict(pairs)}
+        given = {"profile": args.profile, "cohort": run.cohort, "seed": run.seed, "runs": str(short)}
+        given |= dict(item.partition("=")[::2] for item in args.given)
         check_parameters(read_notebook(source), given, source)  # before hours of training
         waiting = [stage for stage in needs(source.stem) if not (run.stage(stage) / "record.json").exists()]
         if waiting and not inside_workflow():
             bring_up_to_date(run, args.profile, bids, waiting)
         record = run_notebook(source.stem, given)
         print(f"{run.name}: {source.stem} finished, {record['seconds']:.0f} s", flush=True)
-    if everything:
-        print(f"\n{results_table(runs)}\n")
-        for run in runs:
-            print(f"Book: {Path(os.path.relpath(run.stage('book') / 'html' / 'index.html'))}")
 
 
 def run_book(args: argparse.Namespace) -> None:

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from .cluster import ON_CLUSTER, executor, on_cluster
 from .errors import BrainLDMError
 from .notebooks import project_root, with_package
 from .processes import is_main
@@ -24,8 +26,9 @@ class WorkflowError(RuntimeError):
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by its system and by the job of Slurm that it is in."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(here, int(os.environ.get("SLURM_CPUS_PER_TASK", here)))
 
 
 def inside_workflow() -> bool:
@@ -34,27 +37,45 @@ def inside_workflow() -> bool:
 
 
 def leave_error(message: str) -> None:
-    """Leave one line for the launcher, in the room that it reserved: the error may be that the disk is full."""
+    """Leave one line for the launcher, in the room that it reserved: the error may be that the disk is full.
+
+    On a cluster the log of the job has it too, as the launcher may be gone.
+    """
+    if on_cluster():
+        print(f"brainldm: {message}", file=sys.stderr, flush=True)
+        if not Path(os.environ[ERROR_FILE]).exists():
+            return
     with open(os.environ[ERROR_FILE], "r+b") as file:
         file.write(message.encode()[:ERROR_ROOM])
 
 
+def hopeless() -> bool:
+    """Whether a job of this workflow on a cluster has left an error that only the user can mend: no retry helps."""
+    path = Path(os.environ.get(ERROR_FILE, ""))
+    return on_cluster() and path.is_file() and bool(path.read_bytes().strip())
+
+
 @contextmanager
 def turn() -> Iterator[None]:
-    """Wait until no other job of this workflow computes; outside a workflow, do nothing.
+    """Wait until no other job of this workflow computes; outside a workflow and on a cluster, do nothing.
 
-    Each job uses all cores, and two at once take far longer than one after the other. After a chain of single jobs
+    Each job here uses all cores, and two at once take far longer than one after the other. After a chain of single jobs
     Snakemake 9.15 counts more cores than there are, so its count cannot be relied on.
     """
-    if not inside_workflow() or not is_main():
+    if not inside_workflow() or on_cluster() or not is_main():
         yield
         return
     with locked(Path(os.environ[ERROR_FILE]).with_name(".turn"), quiet=True):
         yield
 
 
-def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: Iterable[str] = ("book",)) -> bool:
+def bring_up_to_date(
+    run: Run, profile: str, bids: Path | None = None, stages: Iterable[str] = ("book",), where: Path | None = None
+) -> bool:
     """Make what is stale of some stages and of all that they need; return whether the last stage was made anew.
+
+    Args:
+        where: folder of the Snakemake profile that says where jobs run; default: here, one after the other.
 
     Raises:
         BrainLDMError: a job found something that the user can mend, or the cohort cannot be made.
@@ -63,21 +84,27 @@ def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: I
     folder = run.folder.resolve()
     records = [(run.stage(stage) / "record.json").resolve() for stage in stages]
     settings, error = folder / ".workflow.json", folder / ".error"
+    remote = where is not None and executor(where) != "local"
     with locked(folder / ".lock") as lock:
         before = _time(records[-1])
         write_text(error, " " * ERROR_ROOM)
         config = {"profile": profile, "cohort": run.cohort, "seed": run.seed, "runs": str(run.root.resolve())}
-        write_json(settings, config | {"bids": str(bids.resolve()) if bids else ""})
+        config |= {"bids": str(bids.resolve()) if bids else "", "threads": 1 if remote else cores()}
+        write_json(settings, config)
         command = [
             *(sys.executable, "-m", "snakemake", "--snakefile", project_root() / "workflow" / "Snakefile"),
-            *("--directory", folder, "--configfile", settings, "--cores", cores(), "--scheduler", "greedy"),
+            *("--directory", folder, "--configfile", settings, "--scheduler", "greedy"),
+            *(() if remote else ("--cores", cores())),
+            *(("--workflow-profile", where) if where else ()),
             # Our own lock is freed by a kill, Snakemake's is not; records are whole if they exist at all.
             *("--nolock", "--ignore-incomplete", "--rerun-triggers", "mtime", "input"),
-            *("--nocolor", "--quiet", "all", "--"),
+            # Here, stages say themselves when they end; on a cluster their words are in logs, and Snakemake says where.
+            *("--nocolor", "--quiet", *(("host", "rules", "reason") if remote else ("all",)), "--"),
             *(os.path.relpath(record, folder) for record in records),
         ]
         environment = {key: value for key, value in with_package().items() if key != "SNAKEMAKE_PROFILE"}
-        code = _wait([str(word) for word in command], environment | {ERROR_FILE: str(error)}, lock)
+        environment |= {ERROR_FILE: str(error)} | ({ON_CLUSTER: "1"} if remote else {})
+        code = _wait([str(word) for word in command], environment, lock)
         message = error.read_text(encoding="utf-8", errors="replace").strip()
         error.unlink()
         if message:
@@ -85,6 +112,25 @@ def bring_up_to_date(run: Run, profile: str, bids: Path | None = None, stages: I
         if code:
             raise WorkflowError(f"{run.folder}: stopped (see above); start again to go on from here")
         return _time(records[-1]) != before
+
+
+def bring_all(
+    runs: Iterable[Run], profile: str, bids: Path | None = None, where: Path | None = None
+) -> Iterator[tuple[Run, bool]]:
+    """Bring runs of several training seeds up to date; yield each, and whether it changed.
+
+    Here one after the other. On a cluster the cohort that they share comes first, then the jobs of all of them at once;
+    an error of one is raised when all have ended.
+    """
+    if where is None or executor(where) == "local":
+        yield from ((run, bring_up_to_date(run, profile, bids, where=where)) for run in runs)
+        return
+    runs = list(runs)
+    if len(runs) > 1:
+        bring_up_to_date(runs[0], profile, bids, ("cohort",), where)
+    with ThreadPoolExecutor(len(runs)) as pool:
+        waiting = [pool.submit(bring_up_to_date, run, profile, bids, where=where) for run in runs]
+    yield from ((run, done.result()) for run, done in zip(runs, waiting, strict=True))
 
 
 def _time(path: Path) -> int:

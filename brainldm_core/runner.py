@@ -25,6 +25,7 @@ By hand, in JupyterLab, the last cell writes the results and no record.
 from __future__ import annotations
 
 import ast
+import errno
 import fcntl
 import math
 import os
@@ -32,6 +33,7 @@ import secrets
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +56,7 @@ from .records import Run, commit, hardware, open_run, peak_memory_mib, read_json
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some shared file systems
 NONCE = "BRAINLDM_NOTEBOOK_NONCE"
 RESULT_FIELDS = ("value", "unit", "n", "low", "high", "expected", "floor", "extractor", "note")
 
@@ -64,7 +67,10 @@ class NotebookError(RuntimeError):
 
 @contextmanager
 def locked(path: Path, quiet: bool = False) -> Iterator[int]:
-    """Hold a lock file; wait, and say so, while another process holds it. The system frees it when its holder dies."""
+    """Hold a lock file; wait, and say so, while another process holds it. The system frees it when its holder dies.
+
+    Nodes of a cluster see each other's locks where their shared file system has locks; where not, warn and go on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         try:
@@ -73,6 +79,10 @@ def locked(path: Path, quiet: bool = False) -> Iterator[int]:
             if not quiet:
                 print(f"{path.parent}: another brainldm is at work here; waiting for it", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(f"{path.parent}: files cannot be locked here; start one brainldm at a time", stacklevel=1)
         yield file.fileno()
 
 
