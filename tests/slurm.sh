@@ -26,10 +26,10 @@ stop() {
             sleep 0.2
         done
     fi
-    {   # the daemons do not always follow a request to end, and nothing of theirs is kept
-        ((${#started[@]} == 0)) || kill -KILL "${started[@]}" || true
-        wait || true
-    } 2>/dev/null
+    # The daemons do not always follow a request to end, and nothing of theirs is kept.
+    for pid in "${started[@]}"; do
+        kill -KILL "$pid" && wait "$pid"
+    done 2>/dev/null || true
     if ((code)) && [[ -n ${BRAINLDM_SLURM_KEEP:-} ]]; then
         echo "slurm.sh: logs are kept in $folder" >&2
     else
@@ -105,6 +105,12 @@ CONF
 touch "$folder/gpu0" "$folder/gpu1"
 echo "Name=gpu File=$folder/gpu[0-1]" >"$folder/gres.conf"
 export SLURM_CONF="$folder/slurm.conf"
+
+# Snakemake's job steps forget SLURM_CONF, which on a cluster is in its usual place.
+mkdir "$folder/bin"
+printf '#!/bin/sh\nSLURM_CONF=%q exec %q "$@"\n' "$SLURM_CONF" "$(command -v srun)" >"$folder/bin/srun"
+chmod +x "$folder/bin/srun"
+export PATH="$folder/bin:$PATH"
 
 slurmctld -D >"$folder/slurmctld.out.log" 2>&1 &
 started+=($!)
