@@ -9,12 +9,13 @@ BIN := .venv/bin
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c \
 	'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $(name))))
 
-.PHONY: help setup reproduce test book lab lint sync
+.PHONY: help setup reproduce test test-slurm book lab lint sync
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   run every notebook (PROFILE=tiny COHORT=atlas, or BIDS=FOLDER for your scans), build that book"
 	@echo "make test        run the tests"
+	@echo "make test-slurm  run the smoke profile on a Slurm of two nodes that is started for it; needs slurm-wlm and munge"
 	@echo "make setup       virtual environment in .venv, with the brainldm command"
 	@echo "make book        published book from committed outputs, into _build/html"
 	@echo "make lab         JupyterLab on the notebooks"
@@ -41,6 +42,11 @@ reproduce: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+# Without Slurm on this machine it says so and is done.
+test-slurm: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[slurm]" -c constraints.txt
+	@tests/slurm.sh $(BIN)/python -m pytest tests/test_slurm.py
 
 book: setup
 	@$(BIN)/brainldm book --published

@@ -13,6 +13,7 @@ CORE = ("torch", "monai", "monai-generative", "nibabel", "nilearn", "papermill",
 DEVICE = ("torch", "safetensors")  # without these nothing can be said of the devices
 OPTIONAL_PACKAGES = {
     "deepbet": "cuts brains out of whole heads, for prepare bids --brain-extraction",
+    "snakemake-executor-plugin-slurm": "sends jobs to Slurm, for run all --workflow-profile slurm",
     "lpips": "the paper's perceptual loss; smaller profiles use a spectral one",
     "torchvision": "needed by lpips; must match torch",
 }

@@ -89,7 +89,7 @@ def test_trainings_have_a_process_for_each_gpu_and_other_jobs_one(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = (done.stdout + done.stderr).splitlines()
     started = {
-        words: line.strip()
+        words: line[line.index("exec ") :]
         for words in ("prepare atlas", "train autoencoder", "train diffusion", "cli samples")
         for line in lines
         if f"{words} --profile" in line
@@ -122,7 +122,7 @@ def test_an_error_that_only_the_user_can_mend_ends_retries(tmp_path, monkeypatch
     error = tmp_path / ".error"
     error.write_text(" " * launch.ERROR_ROOM)
     monkeypatch.setenv(launch.ERROR_FILE, str(error))
-    job = ["train", "autoencoder", "--cohort", "mars", "--runs", str(tmp_path)]
+    job = ["book", "--cohort", "mars", "--runs", str(tmp_path)]
     for variable in ({}, {cluster.ON_CLUSTER: "1"}):
         for name, value in variable.items():
             monkeypatch.setenv(name, value)
@@ -132,7 +132,7 @@ def test_an_error_that_only_the_user_can_mend_ends_retries(tmp_path, monkeypatch
         assert "cohort 'mars' is unknown" in error.read_text()
         assert launch.hopeless() == bool(variable)
         assert ("cohort 'mars' is unknown" in capsys.readouterr().err) == bool(variable)
-    monkeypatch.setattr(cli.commands, "run_train", lambda args: pytest.fail("a retry began the work"))
+    monkeypatch.setattr(cli.commands, "run_book", lambda args: pytest.fail("a retry began the work"))
     assert cli.main(job) == 2
     error.unlink()  # the launcher has gone
     launch.leave_error("words")

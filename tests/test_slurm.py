@@ -1,4 +1,4 @@
-"""The smoke profile as jobs of a real Slurm with two nodes, through a notice to stop and a lost job: make test-slurm."""
+"""The smoke profile as jobs of a real Slurm of two nodes, through a notice to stop and a lost job: make test-slurm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ retries: 2
 latency-wait: 5
 slurm-status-command: squeue
 slurm-init-seconds-before-status-checks: 2
-precommand: "echo $SLURM_JOB_ID >> {ready}"
+precommand: "echo ready >> {ready}"
 default-resources: {{runtime: 30, mem_mb: 3000, slurm_extra: "'--signal=TERM@120'"}}
 set-resources:
   autoencoder: &training
@@ -72,9 +72,7 @@ def finished(tmp_path_factory):
     shutil.copytree(ROOT, folder / "checkout", ignore=ignored)
     smoke = folder / "checkout" / "brainldm_core" / "profiles" / "smoke.yaml"
     short, long = "training: {steps: 4,", "training: {checkpoint_seconds: 1, steps: 400,"
-    smoke.write_text(
-        smoke.read_text().replace(short, long, 2)
-    )  # both trainings of the paper last long enough to be hit
+    smoke.write_text(smoke.read_text().replace(short, long, 2))  # the paper's two trainings: long enough to be hit
     (folder / "config.yaml").write_text(PROFILE.format(ready=folder / "ready"))
     chain = Chain(folder / "checkout")
     chain.folder, where = folder, ("--workflow-profile", str(folder))
