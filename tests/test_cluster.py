@@ -75,31 +75,50 @@ def test_a_profile_goes_with_all_alone(capsys):
     assert "--workflow-profile goes with all" in capsys.readouterr().err
 
 
-def test_trainings_have_a_process_for_each_gpu_and_other_jobs_one(tmp_path):
-    """A dry run of the Snakefile itself: with one GPU, or none, the command is the plain one."""
-    run = open_run("smoke", "atlas", 0, tmp_path)
-    gres = {"autoencoder": {"gres": "gpu:2"}, "diffusion": {"gres": "gpu:1"}, "samples": {"gres": "gpu:2"}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"set-resources": gres, "set-threads": {"cohort": 1}}))
-    config = {"profile": "smoke", "cohort": "atlas", "seed": 0, "runs": str(tmp_path), "bids": "", "threads": 1}
-    (tmp_path / "settings.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile", "--dry-run"]
-    command += ["--workflow-profile", tmp_path, "--configfile", tmp_path / "settings.json", "--printshellcmds"]
-    command += ["--directory", run.folder, "--cores", "1", "--nolock", "samples/record.json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=with_package())
+def snakemake(folder: Path, *options, **environment: str) -> subprocess.CompletedProcess:
+    """Snakemake on our Snakefile, for a smoke run in a folder."""
+    run = open_run("smoke", "atlas", 0, folder)
+    config = {"profile": "smoke", "cohort": "atlas", "seed": 0, "runs": str(folder), "bids": "", "threads": 1}
+    (folder / "settings.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile", "--nolock"]
+    command += ["--directory", run.folder, "--configfile", folder / "settings.json", "--cores", "1", *options]
+    environment = with_package() | environment
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    lines = (done.stdout + done.stderr).splitlines()
-    started = {
-        words: line[line.index("exec ") :]
-        for words in ("prepare atlas", "train autoencoder", "train diffusion", "cli samples")
-        for line in lines
-        if f"{words} --profile" in line
-    }
-    plain = f"exec {sys.executable} -m brainldm_core.cli "
-    assert len(started) == 4
-    assert [words for words, line in started.items() if not line.startswith(plain)] == ["train autoencoder"]
-    many = started["train autoencoder"]
-    assert many.startswith(f"exec {sys.executable} -m accelerate.commands.launch ") and " --num_processes=2 " in many
-    assert " -m brainldm_core.cli train autoencoder --profile smoke " in many
+    return done
+
+
+def test_commands_without_gpus_are_those_that_anybody_can_type(tmp_path):
+    done = snakemake(tmp_path, "--dry-run", "--printshellcmds", "samples/record.json")
+    rest = f"--profile smoke --cohort atlas --seed 0 --runs {tmp_path}"
+    words = re.findall(
+        rf"exec {re.escape(sys.executable)} -m brainldm_core.cli (.*) {re.escape(rest)}$",
+        done.stdout + done.stderr,
+        re.MULTILINE,
+    )
+    assert sorted(words) == ["prepare atlas", "samples", "train autoencoder", "train diffusion"]
+    assert cluster.launcher(0) == cluster.launcher(1) == []
+
+
+def test_a_training_has_a_process_for_each_gpu_of_its_job(tmp_path):
+    """The Snakefile with a profile, and a launcher that only notes its words in place of accelerate's."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"set-resources": {"autoencoder": {"gres": "gpu:2"}}}))
+    package = tmp_path / "stub" / "accelerate" / "commands"
+    package.mkdir(parents=True)
+    (package / "launch.py").write_text(
+        "import sys\nfrom pathlib import Path\nPath('autoencoder').mkdir(exist_ok=True)\n"
+        "Path('autoencoder/record.json').write_text(' '.join(sys.argv[1:]))\n"
+    )
+    cohort = open_run("smoke", "atlas", 0, tmp_path).stage("cohort")
+    cohort.mkdir()
+    (cohort / "record.json").write_text("{}")
+    paths = os.pathsep.join([str(tmp_path / "stub"), with_package()["PYTHONPATH"]])
+    snakemake(tmp_path, "--workflow-profile", tmp_path, "autoencoder/record.json", PYTHONPATH=paths)
+    words = (tmp_path / "smoke-atlas" / "autoencoder" / "record.json").read_text()
+    assert "--num_processes=2 " in words and "--multi_gpu " in words
+    assert words.endswith(
+        f" -m brainldm_core.cli train autoencoder --profile smoke --cohort atlas --seed 0 --runs {tmp_path}"
+    )
 
 
 def test_jobs_on_a_cluster_wait_for_no_turn(tmp_path, monkeypatch):
