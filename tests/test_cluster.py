@@ -105,6 +105,8 @@ def test_a_training_has_a_process_for_each_gpu_of_its_job(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"set-resources": {"autoencoder": {"gres": "gpu:2"}}}))
     package = tmp_path / "stub" / "accelerate" / "commands"
     package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
     (package / "launch.py").write_text(
         "import sys\nfrom pathlib import Path\nPath('autoencoder').mkdir(exist_ok=True)\n"
         "Path('autoencoder/record.json').write_text(' '.join(sys.argv[1:]))\n"
