@@ -22,6 +22,7 @@ from brainldm_core.anatomy import Anatomy, make_anatomy
 from brainldm_core.diffusion import predict
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.networks import build_unet, conditioning_width
+from brainldm_core.notebooks import with_package
 from brainldm_core.profiles import load_profile
 from brainldm_core.records import Run
 
@@ -163,7 +164,7 @@ def hour(folder: Path, packed: Path, *more: str) -> list[str]:
 
 def test_a_killed_hour_goes_on_and_another_machine_takes_over(tmp_path, packed):
     first = tmp_path / "first"
-    with subprocess.Popen(hour(first, packed), stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(hour(first, packed), stdout=subprocess.DEVNULL, env=with_package()) as process:
         done, cohort = first / "out" / "environment.json", first / "state" / "runs" / "smoke-atlas" / "cohort"
         while not (done.exists() and any(cohort.glob("sub-*/anat/*.json"))):  # in the midst of the simulation
             assert process.poll() is None
@@ -172,7 +173,7 @@ def test_a_killed_hour_goes_on_and_another_machine_takes_over(tmp_path, packed):
     assert process.returncode == -signal.SIGKILL
     subjects = {path: path.stat().st_mtime_ns for path in cohort.glob("sub-*/anat/*.json")}
     before = done.stat().st_mtime_ns
-    again = subprocess.run(hour(first, packed), stdout=subprocess.PIPE, text=True)
+    again = subprocess.run(hour(first, packed), stdout=subprocess.PIPE, text=True, env=with_package())
     assert again.returncode == 0 and again.stdout.endswith("all done\n"), again.stdout
     assert done.stat().st_mtime_ns == before  # a finished step is not done again, nor is a finished subject
     assert all(path.stat().st_mtime_ns == changed for path, changed in subjects.items())

@@ -64,7 +64,9 @@ def test_environment_installs_the_package_with_the_same_extras_pins_and_python()
 
 
 def imported() -> set[str]:
-    files = [*ROOT.glob("brainldm_core/*.py"), *ROOT.glob("notebooks/*.py"), *ROOT.glob("tests/*.py")]
+    files = [
+        path for folder in ("brainldm_core", "notebooks", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")
+    ]
     names = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):

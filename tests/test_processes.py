@@ -20,6 +20,7 @@ from test_training import blob_run
 from brainldm_core import networks, processes
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.loop import EVENTS
+from brainldm_core.notebooks import with_package
 from brainldm_core.profiles import Optimisation, load_profile
 from brainldm_core.records import read_record
 
@@ -78,7 +79,7 @@ def started(tmp_path_factory):
     job("moved", "autoencoder", settings, plain=True)
     with subprocess.Popen(
         [sys.executable, Path(__file__).with_name("started.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        text=True, env=with_package() | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     ) as driver:  # fmt: skip
         try:
             said = driver.communicate(json.dumps(list(jobs.values())), timeout=900)[0].splitlines()
