@@ -6,7 +6,7 @@ takes the cohort of a finished run, trains what the settings concern (the autoen
 of it changes), draws the held-out requests and prints one line each for reconstructions and samples: seconds of
 training, PSNR, correlation and slope of the volumes asked for and measured, and FID. One run at a time: two trainings
 on the same cores slow each other down many times over. Nothing is written to the run; trials lie under ``--out`` and
-resume there.
+resume there, and leave their numbers in ``trial.json``. Those that a chapter shows lie in ``book/published/trials``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from brainldm_core.features import extract, offline_extractor
 from brainldm_core.metrics import frechet_distance
 from brainldm_core.nulls import mean_for_requests
 from brainldm_core.profiles import Profile
-from brainldm_core.records import Run, read_json
+from brainldm_core.records import Run, commit, hardware, read_json, write_json
 from brainldm_core.samples import measure_all, reconstruct
 from brainldm_core.sampling import load_pipeline, sample
 from brainldm_core.training import train_autoencoder, train_diffusion
@@ -70,12 +70,17 @@ def main() -> None:
     extractor = offline_extractor()
     features = extract(extractor, real)
 
+    rows_found: dict[str, dict[str, float]] = {}
+
     def report(name: str, volumes: np.ndarray, seconds: float, asked_for: bool = True) -> None:
-        words = [f"{name:28s} {seconds:6.0f} s", f"FID {frechet_distance(features, extract(extractor, volumes)):.5f}"]
+        distance = frechet_distance(features, extract(extractor, volumes))
+        row = rows_found[name] = {"n": len(volumes), "seconds": round(seconds, 1), "fid": round(distance, 6)}
+        words = [f"{name:28s} {seconds:6.0f} s", f"FID {distance:.5f}"]
         measured = measure_all(volumes, cohort.affine)
         for title, (asked, found) in ASKED_AND_MEASURED.items() if asked_for else ():
             fit = agreement(rows[asked], measured[found])
             words.append(f"{title} r {fit.r:.3f}, slope {fit.slope:.2f}")
+            row |= {f"{title}_{key}": round(getattr(fit, key), 4) for key in ("r", "low", "high", "slope")}
         print("; ".join(words), f"(n = {len(volumes)})", flush=True)
 
     print(f"{trial.folder}: {extractor.note}")
@@ -95,6 +100,20 @@ def main() -> None:
         volumes = sample(pipeline, rows, list(range(len(rows))), steps=steps, seed=options.seed, guidance=scale)
         report(f"samples, guidance {scale:g}", volumes, seconds)
         print(f"  drawn in {time.perf_counter() - begin:.0f} s with {steps} steps")
+    write_json(
+        trial.folder / "trial.json",
+        {
+            "command": "benchmarks/design.py",
+            "run": options.run.resolve().name,
+            "changes": options.changes,
+            "seed": options.seed,
+            "steps": steps,
+            "extractor": extractor.note,
+            "commit": commit(),
+            "hardware": hardware(),
+            "rows": rows_found,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .records import Run, commit, hardware, read_record
+from .records import Run, commit, hardware, read_json, read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,6 +167,24 @@ def losses(run: Run, stage: str) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(run.stage(stage) / "losses.csv")
+
+
+def trials(*names: str) -> pd.DataFrame:
+    """Published trials of ``benchmarks/design.py``, a row each: FID and correlations of samples with requests."""
+    import pandas as pd
+
+    from .notebooks import project_root
+
+    folder, rows = project_root() / "book" / "published" / "trials", {}
+    for name in names:
+        found = read_json(folder / f"{name}.json")
+        row = next(row for kind, row in found["rows"].items() if kind.startswith("samples"))
+        spans = {
+            f"{title}: r [95 %]": f"{row[f'{title}_r']:.3f} [{row[f'{title}_low']:.3f}, {row[f'{title}_high']:.3f}]"
+            for title in ("ventricles", "brain")
+        }
+        rows[name] = {"n": row["n"], **spans, "FID": f"{row['fid']:.4f}", "training (s)": round(row["seconds"])}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def trained_autoencoder(run: Run) -> nn.Module:

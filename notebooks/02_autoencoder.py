@@ -26,7 +26,7 @@ runs: str = "runs"  # folder of all runs
 import numpy as np
 import torch
 
-from brainldm_core import charts, figures, networks, pages
+from brainldm_core import charts, curves, figures, networks, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.dataset import load_cohort
 from brainldm_core.losses import kl_divergence
@@ -116,9 +116,11 @@ pages.banner(run, "cohort", "autoencoder", subjects=len(scans.rows("train")))
 pages.caution(len(scans.rows("train")))
 
 # %% [markdown]
-# The training left a table of its losses. Each panel below has its own scale; pale lines are single steps.
+# The training left a table of its losses. Each panel below has its own scale; pale lines are single steps. **Is this
+# normal?** The grey curves behind are those of the published runs of the same settings, which differ in their seed. The
+# verdict above a panel compares the last tenth of the steps with theirs, with some room on both sides.
 
-# %% mystnb={"figure": {"caption": "Losses of the autoencoder by training step: single batches (pale) and their running mean. The adversarial panels begin where that term enters. Grey values lie in [0, 1], so the voxel term is an average error in grey values.", "name": "fig-autoencoder-losses"}, "image": {"alt": "Curves of the voxel, Kullback-Leibler, perceptual and adversarial loss against the training step."}}
+# %% mystnb={"figure": {"caption": "Losses of the autoencoder by training step: single batches (pale) and their running mean, in front of the published runs of the same settings (grey). The adversarial panels begin where that term enters. Grey values lie in [0, 1], so the voxel term is an average error in grey values.", "name": "fig-autoencoder-losses"}, "image": {"alt": "Curves of the voxel, Kullback-Leibler, perceptual and adversarial loss against the training step."}}
 table = pages.losses(run, "autoencoder")
 names = {
     "l1": "voxels (L1)",
@@ -126,8 +128,10 @@ names = {
     "perceptual": settings.perceptual,
     "adversarial": "adversarial",
 }
-charts.loss_curves(
-    table, {column: title for column, title in names.items() if column in table}
+curves.is_this_normal(
+    run,
+    "autoencoder",
+    {column: title for column, title in names.items() if column in table},
 )
 
 # %% [markdown]

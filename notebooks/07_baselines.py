@@ -26,7 +26,7 @@ runs: str = "runs"  # folder of all runs
 import numpy as np
 import pandas as pd
 
-from brainldm_core import charts, comparison, figures, pages
+from brainldm_core import charts, comparison, curves, figures, pages
 from brainldm_core.baselines import sample_baseline, train_baselines
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
@@ -109,25 +109,25 @@ pd.DataFrame.from_dict(parts, orient="index")[list(columns)].rename(columns=colu
 # The curves of two players do not fall like those of a single network: when one improves, the other's loss rises. In
 # {eq}`eq-lsgan` a discriminator that cannot tell anything answers ½ everywhere, and then both losses are ¼.
 
-# %% mystnb={"figure": {"caption": "Losses of the LSGAN by training step: single batches (pale) and running mean. A value of 0.25 for both is a discriminator that cannot tell; a discriminator's loss near 0 is one that always can.", "name": "fig-lsgan-losses"}, "image": {"alt": "Two curves, of the discriminator and of the generator, that move against each other."}}
+# %% mystnb={"figure": {"caption": "Losses of the LSGAN by training step: single batches (pale) and running mean, in front of the published runs of the same settings (grey). A value of 0.25 for both is a discriminator that cannot tell; a discriminator's loss near 0 is one that always can.", "name": "fig-lsgan-losses"}, "image": {"alt": "Two curves, of the discriminator and of the generator, that move against each other."}}
 tables = {key: comparison.baseline_losses(run, key) for key in MODELS}
 players = {
     "discriminator": "discriminator, LSGAN",
     "generator": "generator, LSGAN",
 }
-charts.loss_curves(tables["lsgan"], players, window=50)
+curves.is_this_normal(run, "lsgan", players)
 
 # %% [markdown]
 # The VAE-GAN has two more terms, and they are the ones to watch: its reconstructions must come nearer in features.
 
-# %% mystnb={"figure": {"caption": "Losses of the VAE-GAN by training step, before their weights: the two players, the distance of reconstructions in features of the discriminator, and the Kullback-Leibler divergence of the encoder.", "name": "fig-vaegan-losses"}, "image": {"alt": "Four panels of curves: discriminator, generator, feature distance and divergence against the training step."}}
+# %% mystnb={"figure": {"caption": "Losses of the VAE-GAN by training step, before their weights, in front of the published runs (grey): the two players, the distance of reconstructions in features of the discriminator, and the Kullback-Leibler divergence of the encoder.", "name": "fig-vaegan-losses"}, "image": {"alt": "Four panels of curves: discriminator, generator, feature distance and divergence against the training step."}}
 terms = {
     "discriminator": "discriminator, VAE-GAN",
     "generator": "adversarial term",
     "feature": "feature distance",
     "kl": "divergence (nats)",
 }
-charts.loss_curves(tables["vaegan"], terms, window=50)
+curves.is_this_normal(run, "vaegan", terms)
 
 # %% tags=["hide-input"]
 late = {key: table.tail(max(1, len(table) // 10)) for key, table in tables.items()}
