@@ -165,9 +165,10 @@ pages.say(
 pages.trials("hybrid", "concatenation", "cross-attention")
 
 # %% [markdown]
-# Read the intervals before the order of the rows. Had one door been closed to the request, its correlation would be near
-# zero. Constant volumes and a bias can carry the same four numbers, so what is left to compare is how soon a short
-# training learns to listen. One training each cannot tell small differences from chance.
+# Read the intervals before the order of the rows; one training each cannot tell small differences from chance. Without any
+# door a correlation would be near zero. Constant volumes and a bias can carry the same four numbers, so the rows compare
+# how soon a short training learns to listen. In profile tiny the second door is narrow: attention exists on the coarsest
+# level of the network alone, while stacked volumes are there from the first layer on.
 #
 # ## A third door, for short trainings
 #
