@@ -183,7 +183,7 @@ def trials(*names: str) -> pd.DataFrame:
             f"{title}: r [95 %]": f"{row[f'{title}_r']:.3f} [{row[f'{title}_low']:.3f}, {row[f'{title}_high']:.3f}]"
             for title in ("ventricles", "brain")
         }
-        rows[name] = {"n": row["n"], **spans, "FID": f"{row['fid']:.4f}", "training (s)": round(row["seconds"])}
+        rows[name] = {"n": row["n"], **spans, "FID": f"{row['fid']:.4f}"}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
