@@ -5,7 +5,7 @@ Everything here returns or shows Markdown, so that a sentence on a page is made 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .records import Run, commit, hardware, read_json, read_record
@@ -37,6 +37,17 @@ def say(text: str) -> Markdown:
     from IPython.display import Markdown
 
     return Markdown(text)
+
+
+def source(*functions: Callable) -> Markdown:
+    """Functions of the package as they are written there, to stand beside their equation."""
+    import inspect
+
+    blocks = []
+    for function in functions:
+        place = function.__module__.replace(".", "/")
+        blocks.append(f"From `{place}.py`:\n\n```python\n{inspect.getsource(function).rstrip()}\n```")
+    return say("\n\n".join(blocks))
 
 
 def duration(seconds: float) -> str:

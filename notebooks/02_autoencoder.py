@@ -26,10 +26,9 @@ runs: str = "runs"  # folder of all runs
 import numpy as np
 import torch
 
-from brainldm_core import charts, curves, figures, networks, pages
+from brainldm_core import charts, curves, figures, losses, networks, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.dataset import load_cohort
-from brainldm_core.losses import kl_divergence
 from brainldm_core.runner import finish_notebook
 from brainldm_core.samples import measure_all
 from brainldm_core.training import encode_latents, train_autoencoder
@@ -73,6 +72,14 @@ settings = run.profile.autoencoder
 # - The **adversarial** term comes from a small second network that learns to tell patches of reconstructions from
 #   patches of real volumes {cite}`esser2021`. It enters when reconstructions are worth criticising.
 #
+# Three of the terms as the package has them; the voxel term is a mean of absolute differences:
+
+# %% tags=["hide-input"]
+pages.source(
+    losses.kl_divergence, losses.spectral_distance, losses.adversarial_loss
+)
+
+# %% [markdown]
 # The weights of this profile:
 
 # %% tags=["hide-input"]
@@ -221,7 +228,7 @@ figures.rows_of(channels, limits={name: (-3, 3) for name in channels})
 
 # %%
 spread, width = float(mean.std()), float((sigma**2).mean().sqrt())
-divergence = float(kl_divergence(mean, sigma)) / latents
+divergence = float(losses.kl_divergence(mean, sigma)) / latents
 
 # %% tags=["hide-input"]
 pages.say(

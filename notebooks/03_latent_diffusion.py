@@ -157,6 +157,13 @@ pages.say(
 )
 
 # %% [markdown]
+# All this is a few lines of the package. The first function is {eq}`eq-forward`, the second is what the network is asked
+# for, {eq}`eq-velocity` or the noise, and the third opens the doors.
+
+# %% tags=["hide-input"]
+pages.source(diffusion.add_noise, diffusion.target, diffusion.predict)
+
+# %% [markdown]
 # Does it take both doors? We tried: three trainings that differ in nothing else, with both doors, with concatenation alone
 # and with cross-attention alone. They are trials of profile tiny on the cohort atlas with seed 0, without the third door
 # of the next section and not of the run of this page. Each was asked for the covariates of the same held-out people.

@@ -26,8 +26,8 @@ runs: str = "runs"  # folder of all runs
 import numpy as np
 import pandas as pd
 
-from brainldm_core import charts, comparison, curves, figures, pages
-from brainldm_core.baselines import sample_baseline, train_baselines
+from brainldm_core import charts, comparison, curves, figures, losses, pages
+from brainldm_core.baselines import feature_distance, sample_baseline, train_baselines
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
 from brainldm_core.samples import sample_stage
@@ -63,6 +63,12 @@ from brainldm_core.samples import sample_stage
 # The bar is a mean over features. The second term forbids the one-volume trick for encoded vectors. The third pulls those
 # vectors towards the normal distribution from which samples are drawn later. Where the pull is too weak, the vectors that
 # we draw are not the ones that the generator has learned; where it is too strong, the encoder has nothing left to say.
+
+# %% [markdown]
+# In the package these are two functions, the second for the VAE-GAN alone:
+
+# %% tags=["hide-input"]
+pages.source(losses.adversarial_loss, feature_distance)
 
 # %% tags=["hide-input"]
 run = pages.begin(profile, cohort, seed, runs)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from brainldm_core.notebooks import find_notebook, notebook_names, read_notebook
+from brainldm_core.notebooks import find_notebook, notebook_names, project_root, read_notebook
 
 LINES = 18  # of a code cell at most, imports included
 
@@ -83,3 +83,18 @@ def test_checks_assert_something(chapter):
         if isinstance(node, ast.Assert)
     ]
     assert len(asserts) >= 4
+
+
+def test_source_on_published_pages_is_that_of_the_package():
+    import nbformat
+
+    shown = 0
+    for name in notebook_names():
+        notebook = nbformat.read(find_notebook(name).with_suffix(".ipynb"), as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                text = output.get("data", {}).get("text/markdown", "")
+                for place, code in re.findall(r"From `(\S+)`:\n\n```python\n(.*?)\n```", text, re.DOTALL):
+                    assert code in (project_root() / place).read_text(encoding="utf-8"), f"{name}: publish it again"
+                    shown += 1
+    assert shown > 5
