@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from measures import psnr_in_mask
 
 from brainldm_core.conditioning import ASKED_AND_MEASURED, agreement
 from brainldm_core.dataset import load_cohort
@@ -89,8 +90,7 @@ def main() -> None:
     seconds = train_diffusion(trial)["results"]["training_seconds"]
     pipeline = load_pipeline(trial.folder)
     rebuilt = reconstruct(pipeline, real)
-    errors = [((x - y)[x > 0] ** 2).mean() for x, y in zip(real[:, 0].numpy(), rebuilt, strict=True)]
-    print(f"PSNR in the mask {np.mean(-10 * np.log10(errors)):.2f} dB")
+    print(f"PSNR in the mask {psnr_in_mask(real[:, 0].numpy(), rebuilt).mean():.2f} dB")
     report("reconstructions", rebuilt, coded)
     if profile.diffusion.mean_latent:
         report("regression alone", mean_for_requests(pipeline, rows), 0)

@@ -17,6 +17,7 @@ from typing import Any
 import carried
 import numpy as np
 import torch
+from measures import psnr_in_mask
 from training_step import time_case
 
 from brainldm_core.errors import BrainLDMError
@@ -153,12 +154,6 @@ def thin_losses(source: Path, target: Path) -> None:
             means = {name: [float(row[name]) for row in part if row[name]] for name in rows[0]}
             kept = {name: f"{sum(values) / len(values):.6g}" if values else "" for name, values in means.items()}
             writer.writerow(kept | {"step": part[-1]["step"], "seconds": part[-1]["seconds"]})
-
-
-def psnr_in_mask(volumes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """PSNR (N,) in dB inside the head of volumes (N, D, H, W)."""
-    errors = [((x - y)[x > 0] ** 2).mean() for x, y in zip(volumes, others, strict=True)]
-    return -10 * np.log10(errors)
 
 
 def train(run: Run, stage: str, device: torch.device, results: Path) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 
 from brainldm_core.doctor import cudnn_advice
+from brainldm_core.networks import default_device
 from brainldm_core.records import hardware, peak_memory_mib
 
 PACKAGES = ("monai", "monai-generative", "accelerate", "numpy", "nibabel", "pydantic", "safetensors", "triton")
@@ -22,7 +24,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device of that name, or a GPU if there is one; asked for ``cpu``, the package's own training sees no GPU."""
     if name == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(name or default_device())
 
 
 def synchronise(device: torch.device) -> None:
@@ -102,6 +104,12 @@ def counted_tflop(function: Callable[[], Any]) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 1e12
+
+
+def psnr_in_mask(volumes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """PSNR (N,) in dB inside the head of volumes (N, D, H, W)."""
+    errors = [((x - y)[x > 0] ** 2).mean() for x, y in zip(volumes, others, strict=True)]
+    return -10 * np.log10(errors)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .networks import (
     build_gan_discriminator,
     build_gan_encoder,
     build_gan_generator,
+    default_device,
     in_batches,
     load_network,
 )
@@ -178,7 +179,7 @@ def sample_baseline(run: Run, name: str, count: int, seed: int = 0) -> np.ndarra
     if name not in BASELINES:
         raise BrainLDMError(f"baseline {name!r} is unknown; choose one of {', '.join(BASELINES)}")
     network, _ = load_network(run.stage("baselines") / name / WEIGHTS, name)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     size = run.profile.baselines.latent_size
     latents = torch.stack([torch.randn(size, generator=sample_generator(seed, identity)) for identity in range(count)])
     return in_batches(network.to(device), latents, run.profile.sampling.batch_size, device)[:, 0].clamp(0, 1).numpy()

@@ -15,7 +15,7 @@ from .conditioning import agreement
 from .dataset import load_cohort
 from .errors import BrainLDMError
 from .loop import adamw, draw_rows, fit
-from .networks import build_brain_age, in_batches, load_network
+from .networks import build_brain_age, default_device, in_batches, load_network
 from .processes import parts, prepare_accelerator, update
 from .profiles import BrainAge
 from .records import Record, Run, read_record, stage_key
@@ -107,7 +107,7 @@ def predict_age(run: Run, volumes: np.ndarray | torch.Tensor) -> np.ndarray:
             f"volumes of shape {tuple(volumes.shape)}: brain age of this run needs (N, {', '.join(map(str, grid))})"
         )
     network, config = load_network(run.stage("brain_age") / WEIGHTS, "brain_age")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     read = in_batches(network.to(device), volumes[:, None], run.profile.sampling.batch_size, device)
     return read.flatten().double().numpy() * config["deviation_years"] + config["mean_years"]
 

@@ -208,6 +208,11 @@ def build(kind: str, profile: Profile) -> nn.Module:
     return builders[kind](profile)
 
 
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def mixed_precision(device: torch.device | None = None) -> str:
     """``bf16`` where the device multiplies it faster than float32 (a GPU, or a CPU with AMX tiles), else ``no``."""
     if device is not None and device.type == "cuda":

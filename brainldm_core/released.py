@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .covariates import Ranges
 from .errors import BrainLDMError
 from .foreign import checked, filled, read_state
-from .networks import build, load_checkpoint, save_checkpoint
+from .networks import build, default_device, load_checkpoint, save_checkpoint
 from .profiles import Profile, load_profile
 from .records import sha256
 
@@ -66,7 +66,7 @@ def load_released(folder: Path | None = None, profile: str | Path | None = None,
     Raises:
         BrainLDMError: a file is missing or another one, or does not fit the profile.
     """
-    from .sampling import Pipeline, default_device
+    from .sampling import Pipeline
 
     settings = load_profile(profile or "paper")
     if wrong := departures(settings):

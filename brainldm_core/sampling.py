@@ -22,7 +22,7 @@ from .covariates import COLUMNS, Ranges, encode, warn_outside
 from .diffusion import alpha_bars, condition_vector, predict, split_prediction
 from .errors import BrainLDMError
 from .mean_latent import MeanLatentUNet
-from .networks import load_network, mixed_precision
+from .networks import default_device, load_network, mixed_precision
 from .profiles import Diffusion, Profile, load_profile
 from .records import sha256
 
@@ -63,11 +63,6 @@ def weight_files(weights: Path | None = None) -> tuple[Path, Path]:
         if all(path.is_file() for path in pair):
             return pair
     raise BrainLDMError(f"{folder}: holds no trained weights; give a run folder with finished training as --weights")
-
-
-def default_device() -> str:
-    """``cuda`` where there is one, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_pipeline(

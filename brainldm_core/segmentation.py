@@ -36,10 +36,8 @@ FLUID = ("CSF", "lateral")
 @lru_cache(maxsize=1)
 def load_segmenter(path: Path | None = None) -> nn.Module:
     """The network of a checkpoint; None: the one that ships."""
-    import torch
-
     from .errors import BrainLDMError
-    from .networks import build_segmenter, load_checkpoint
+    from .networks import build_segmenter, default_device, load_checkpoint
 
     path = Path(str(files(__package__) / SHIPPED)) if path is None else path
     tensors, config = load_checkpoint(path, "segmenter")
@@ -48,7 +46,7 @@ def load_segmenter(path: Path | None = None) -> nn.Module:
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise BrainLDMError(f"{path}: weights do not fit their own configuration ({error}); fetch it again") from None
-    return network.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return network.eval().requires_grad_(False).to(default_device())
 
 
 def working_grid(volume: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .errors import BrainLDMError
 from .foreign import checked, filled, read_state
-from .networks import in_batches
+from .networks import default_device, in_batches
 from .profiles import Grid
 from .registration import is_brain_only
 from .resampling import resample
@@ -97,7 +97,7 @@ def predict_years(network: nn.Module, volumes: np.ndarray, affine: Any) -> np.nd
     Raises:
         BrainLDMError: as ``prepare``.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     network = network.to(device)
     years = []
     for start in range(0, len(volumes), BATCH):  # prepared part by part: a hundred of them are 2 GB

@@ -19,6 +19,7 @@ from .networks import (
     build_autoencoder,
     build_discriminator,
     build_unet,
+    default_device,
     load_checkpoint,
     load_network,
     mixed_precision,
@@ -258,7 +259,7 @@ def cached_latents(run: Run, folder: Path, volumes: torch.Tensor) -> tuple[torch
     path = folder / f"latents-{stage_key(run.stage('autoencoder'))[:16]}.safetensors"
     if not path.exists():
         autoencoder, _ = load_network(run.stage("autoencoder") / WEIGHTS, "autoencoder")
-        autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        autoencoder.to(default_device())
         mean, sigma = encode_latents(autoencoder, torch.cat([volumes, volumes.flip(2)]))
         known = (mean.isfinite() & sigma.isfinite()).flatten(1).all(1).reshape(2, -1).all(0)
         if not known.all():
