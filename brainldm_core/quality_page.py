@@ -6,43 +6,21 @@ escaped.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .covariates import KEYS
 from .dataset import scan_name
+from .html_page import paragraphs, picture, table
+from .html_page import write_page as write_html
 from .intensity import WAYS
 from .profiles import Grid
 from .quality import PICTURE_ROWS, read_scan, thumbnail, worst_first
-from .records import write_text
 from .scans import NOT_ASKED, Preparation
 
 if TYPE_CHECKING:
     import pandas as pd
-
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1c1e21; --soft: #5a6068; --line: #d5d9de; --mark: #fff1d6;
-  --warn: #9a3b00; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181b; --text: #e8eaed; --soft: #a5abb3; --line: #3a3f45;
-  --mark: #3a2c12; --warn: #ffb469; } }
-body { background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
-  max-width: 84rem; padding: 1rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p, li { max-width: 48rem; } .soft { color: var(--soft); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .4rem .6rem; text-align: left; vertical-align: top; }
-thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 13rem; } th small { display: block; font-weight: 400;
-  color: var(--soft); }
-caption { text-align: left; padding-bottom: .4rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.reason { min-width: 10rem; overflow-wrap: anywhere; } tr.look { background: var(--mark); }
-tr.look .reason { color: var(--warn); font-weight: 600; } td img { display: block; width: 21rem; max-width: none; }
-"""
-# A second wall behind the escaping: nothing but our own style and embedded pictures is ever loaded or run.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 LEGEND = (
     "Slices at z = 18 mm, x = 0 and y = 0, left on the left; the red line is the template's brain. Brain and line need "
@@ -62,18 +40,6 @@ PAPER = (
 COLUMNS = ("Correlation", "Mutual information", "Rotation (°)", "Scale", "White level")
 
 
-def _table(head: list[str], rows: list[str], caption: str) -> str:
-    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    return (
-        f'<div class="wide"><table><caption class="soft">{escape(caption)}</caption>\n'
-        f"<thead><tr>{cells}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
-    )
-
-
-def _paragraphs(texts: tuple[str, ...]) -> str:
-    return "\n".join(f"<p>{escape(text)}</p>" for text in texts)
-
-
 def done_to(row: Any) -> str:
     """What was done to a scan beside its alignment, in words."""
     said = ["brain only" if row.brain_only else "whole head"]
@@ -86,12 +52,10 @@ def done_to(row: Any) -> str:
     return "; ".join(said)
 
 
-def _scan_row(row: Any, picture: bytes | None) -> str:
+def _scan_row(row: Any, slices: bytes | None) -> str:
     name = scan_name(*(getattr(row, key) for key in KEYS))
     alt = f"Three slices of {name} with the template's outline"
-    image = ""
-    if picture is not None:
-        image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{b64encode(picture).decode()}">'
+    image = picture(slices, alt) if slices is not None else ""
     values = (
         f"{row.correlation:.2f}",
         f"{row.mutual_information:.2f}",
@@ -137,41 +101,28 @@ def write_page(
         _scan_row(row, thumbnail(read_scan(folder, row), grid) if place < PICTURE_ROWS else None)
         for place, row in enumerate(worst_first(quality).itertuples())
     ]
-    failed = _table(
+    failed = table(
         ["Scan", "Reason"], [_failed_row(*failure) for failure in failures], "The same list is in failed.tsv"
     )
     head = ["Scan", "To look at", "Slices", *COLUMNS]
     pictures = f" and pictures of the first {PICTURE_ROWS}" if len(quality) > PICTURE_ROWS else ""
     caption = f"{len(quality)} scans, the worst first{pictures}; the same numbers are in quality.tsv"
     done = "\n".join(f"<li>{escape(step)}</li>" for step in steps(grid, preparation))
-    write_text(
+    write_html(
         Path(folder) / "quality.html",
-        f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Quality of cohort {escape(cohort)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>Quality of cohort {escape(cohort)}</h1>
-<p><strong>{len(quality)}</strong> scans are used, <strong>{looks}</strong> of them should be looked at, and
+        f"Quality of cohort {cohort}",
+        f"""<p><strong>{len(quality)}</strong> scans are used, <strong>{looks}</strong> of them should be looked at, and
 <strong>{len(failures)}</strong> are not used.</p>
 <p class="soft">This page shows real scans: it may go where they may go, and nowhere else.</p>
 <h2>Not used</h2>
 {failed if failures else "<p>None.</p>"}
 <h2>Scans</h2>
-{_paragraphs(LEGEND)}
-{_table(head, rows, caption)}
+{paragraphs(LEGEND)}
+{table(head, rows, caption)}
 <h2>What was done</h2>
 <ol>
 {done}
 </ol>
 <h2>How this differs from the paper</h2>
-{_paragraphs(PAPER)}
-</body>
-</html>
-""",
+{paragraphs(PAPER)}""",
     )
