@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,22 +23,26 @@ from .metrics import (
     prdc,
 )
 
+Volumes = Any  # (N, D, H, W): an array, or a set that reads on demand (``nifti_sets``)
+Row = dict[str, Any]
 REAL = "real"
 PAPER_GRID = (160, 224, 160)
 ENOUGH = 256  # pairs below which no equivalence is claimed
 
 
 def distribution_rows(
-    real: np.ndarray,
-    other_real: np.ndarray,
-    systems: Mapping[str, np.ndarray],
+    real: Volumes,
+    other_real: Volumes,
+    systems: Mapping[str, Volumes],
     extractor: Extractor,
     own_n: Collection[str] = (),
     pairs: int = 1000,
     k: int = 5,
     draws: int = 200,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+    features_of: Callable[[Volumes], np.ndarray] | None = None,
+    done: Callable[[str, int, Callable[[], Row]], Row] | None = None,
+) -> list[Row]:
     """A row a system, the real one first: FID, KID, MS-SSIM, 4-G-R-SSIM, precision and its kin (table 1).
 
     Null and ceiling rows (reconstructions, a Gaussian fitted to the latents, nearest neighbours) are systems too.
@@ -46,45 +51,66 @@ def distribution_rows(
     the FID of as many real volumes against the same reference.
 
     Args:
-        real: the reference of every row, (N, D, H, W) float32 in [0, 1].
+        real: the reference of every row, (N, D, H, W) float32 in [0, 1]: an array, or a set that reads on demand.
         other_real: real volumes of other people; the row "real" and the floors.
         own_n: systems too small to set the common n.
         pairs: of MS-SSIM and 4-G-R-SSIM, at most.
         k: neighbours of precision and its kin; fewer where n is not above it.
         draws: halvings for the intervals of FID and KID.
+        features_of: what makes features (n, F) of a set; None: ``extract`` with the extractor.
+        done: gives the similarities of n volumes of a system, made by the function it is given or kept from before.
 
     Raises:
         BrainLDMError: volumes on different grids or not in [0, 1], fewer than two of any, or names that do not fit.
     """
     if REAL in systems or not set(own_n) <= set(systems):
         raise BrainLDMError(f"systems {list(systems)}, own_n {list(own_n)}: own_n must name systems, none is {REAL!r}")
-    sets = {REAL: np.asarray(other_real), **{name: np.asarray(volumes) for name, volumes in systems.items()}}
-    for name, volumes in {"reference": np.asarray(real), **sets}.items():
-        if volumes.ndim != 4 or volumes.shape[1:] != np.shape(real)[1:] or len(volumes) < 2:
+    features_of = features_of or partial(extract, extractor)
+    done = done or (lambda name, n, make: make())
+    sets = {REAL: other_real, **systems}
+    for name, volumes in {"reference": real, **sets}.items():
+        if len(volumes.shape) != 4 or volumes.shape[1:] != real.shape[1:] or len(volumes) < 2:
             raise BrainLDMError(f"{name}: volumes {volumes.shape}; at least 2 on the reference's grid are needed")
     common = min(len(volumes) for name, volumes in sets.items() if name not in own_n)
     numbers = {name: min(len(sets[REAL]), len(sets[name])) if name in own_n else common for name in sets}
-    reference = extract(extractor, real)
-    others = extract(extractor, sets[REAL][: max(numbers.values())])
+    reference = features_of(real)
+    others = features_of(first(sets[REAL], max(numbers.values())))
     rows = []
     for name, n in numbers.items():
-        volumes = sets[name][:n]
-        found = others[:n] if name == REAL else extract(extractor, volumes)
+        volumes = first(sets[name], n)
+        found = others[:n] if name == REAL else features_of(volumes)
         rows.append(
             {"model": name, "n": n, "n_reference": len(reference)}
             | _distance("fid", frechet_distance, reference, found, draws, seed)
             | {"fid_floor": frechet_distance(reference, others[:n])}
             | _distance("kid", kernel_distance, reference, found, draws, seed)
-            | _pairs(torch.from_numpy(np.ascontiguousarray(volumes, np.float32))[:, None], pairs, seed)
+            | done(name, n, partial(_pairs, volumes, pairs, seed))
             | _neighbours(reference, found, k)
             | {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "note": fid_note(extractor, real)}
         )
     return rows
 
 
-def fid_note(extractor: Extractor, volumes: np.ndarray) -> str:
+def at_all(reference: np.ndarray, found: np.ndarray, draws: int = 200, seed: int = 0) -> Row:
+    """FID and KID of all features (N, F) against all of the reference (M, F): what is mostly printed, without a floor.
+
+    No real volumes are left to say what real ones would have at this n.
+    """
+    return (
+        {"n": len(found), "n_reference": len(reference)}
+        | _distance("fid", frechet_distance, reference, found, draws, seed)
+        | _distance("kid", kernel_distance, reference, found, draws, seed)
+    )
+
+
+def first(volumes: Volumes, n: int) -> Volumes:
+    """The first n of a set; nothing is read."""
+    return volumes.take(slice(n)) if hasattr(volumes, "take") and not isinstance(volumes, np.ndarray) else volumes[:n]
+
+
+def fid_note(extractor: Extractor, volumes: Volumes) -> str:
     """The extractor's words, and a warning where the grid (N, D, H, W) is not the paper's."""
-    shape = tuple(np.shape(volumes)[-3:])
+    shape = tuple(volumes.shape[-3:])
     if extractor.comparable and shape != PAPER_GRID:
         return f"{extractor.note}, on {'x'.join(map(str, shape))} voxels: not comparable with the paper's FID"
     return extractor.note
@@ -112,10 +138,12 @@ def _distance(
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _pairs(volumes: torch.Tensor, pairs: int, seed: int) -> dict[str, Any]:
+def _pairs(volumes: Volumes, pairs: int, seed: int) -> Row:
+    if isinstance(volumes, np.ndarray):
+        volumes = torch.from_numpy(np.ascontiguousarray(volumes, np.float32))[:, None]
     similar = {"ms_ssim": pair_mean(ms_ssim, volumes, pairs, seed)}
     similar["four_g_r_ssim"] = pair_mean(four_g_r_ssim, volumes, pairs, seed)
-    row: dict[str, Any] = {"pairs": similar["ms_ssim"].pairs, "ms_ssim_scales": ms_ssim_scales(volumes.shape[2:])}
+    row: dict[str, Any] = {"pairs": similar["ms_ssim"].pairs, "ms_ssim_scales": ms_ssim_scales(volumes.shape[-3:])}
     for name, mean in similar.items():
         row |= {name: mean.value, f"{name}_low": _finite(mean, "low"), f"{name}_high": _finite(mean, "high")}
     return row
