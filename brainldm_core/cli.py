@@ -104,6 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="DIR")
     verify.add_argument("--remeasure", type=int, metavar="N", help="measure only N volumes again (default all)")
 
+    _add_evaluate(
+        add(
+            "evaluate",
+            "compare a folder of generated volumes, anybody's, with real ones",
+            commands.run_evaluate,
+            run=False,
+        )
+    )
+
     run = add("run", "run a notebook, or bring everything of a run up to date (all)", commands.run_run)
     run.add_argument("notebook", help="all, or a notebook: 01, 01_data, notebooks/01_data.py")
     run.add_argument("--bids", type=Path, metavar="FOLDER", help="your own scans as cohort")
@@ -141,6 +150,44 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--results", action="store_true", help="only results and records, for another training seed")
     add("sync", "bring each .ipynb in step with its .py, the file that is edited", commands.run_sync, run=False)
     return parser
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    """Options of ``brainldm evaluate``."""
+    evaluate.add_argument("samples", type=Path, metavar="SAMPLES", help="folder of generated NIfTI volumes")
+    evaluate.add_argument("--against", type=Path, required=True, metavar="REAL", help="folder of real NIfTI volumes")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables and the page go")
+    evaluate.add_argument(
+        "--other-real",
+        type=Path,
+        metavar="DIR",
+        help="real volumes of other people (default: half of REAL)",
+    )
+    evaluate.add_argument("--training", type=Path, metavar="DIR", help="what the generator has seen; looks for copies")
+    evaluate.add_argument(
+        "--weights", type=Path, metavar="RUN", help="a run of this project, for rows that need a model"
+    )
+    evaluate.add_argument(
+        "--extractor",
+        default="auto",
+        metavar="NAME",
+        help="auto, offline, medicalnet, or MedicalNet's file (default auto: medicalnet where it was fetched)",
+    )
+    evaluate.add_argument(
+        "--intensity",
+        choices=["as-is", "field", "percentile"],
+        default="as-is",
+        help="of both sets: in [0, 1] already; darkest to 0 and brightest to 1 as in the paper; percentile 99.5 to 1 "
+        "(default as-is)",
+    )
+    evaluate.add_argument(
+        "--ignore-affines", action="store_true", help="compare voxel by voxel, whatever headers say of place and size"
+    )
+    evaluate.add_argument("--n", type=int, metavar="N", help="take at most N volumes of each set")
+    evaluate.add_argument("--pairs", type=int, default=1000, help="of the similarities (default 1000, as in the paper)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of halves, pairs and intervals (default 0)")
+    evaluate.add_argument("--no-morphometry", action="store_true", help="leave out volumes of brain and ventricles")
+    evaluate.add_argument("--no-pictures", action="store_true", help="no slices of real volumes on the page")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -180,6 +180,36 @@ def run_sample(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.n} brains; look at {args.out / 'montage.png'}")
 
 
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Compare two folders of volumes."""
+    from .evaluate_folders import Question, evaluate
+    from .evaluation_words import text_table
+
+    if args.pairs < 1 or (args.n is not None and args.n < 2):
+        raise BrainLDMError(f"--pairs {args.pairs}, --n {args.n}: at least 1 pair and 2 volumes are needed")
+    question = Question(
+        samples=args.samples,
+        real=args.against,
+        out=args.out,
+        other_real=args.other_real,
+        training=args.training,
+        weights=args.weights,
+        extractor=args.extractor,
+        intensity=args.intensity,
+        ignore_affines=args.ignore_affines,
+        most=args.n,
+        pairs=args.pairs,
+        morphometry=not args.no_morphometry,
+        pictures=not args.no_pictures,
+        seed=args.seed,
+    )
+    found = evaluate(question)
+    print(f"\n{text_table(found.rows)}\n")
+    for text in found.warnings:
+        print(f"Note: {text}")
+    print(f"Page: {args.out / 'index.html'}")
+
+
 def _sweep(args: argparse.Namespace) -> list[int]:
     """Seeds of a sweep, or the one of ``--seed``."""
     if args.sweep is None:
