@@ -103,8 +103,8 @@ def mmd(
 ) -> float:
     """Squared maximum mean discrepancy of features (N, F) and (M, F): MMD (Gretton 2012, equation 3).
 
-    The kernel ``rbf`` is exp(-|x - y|^2 / (2 s^2)), ``linear`` is x.y: the squared distance of the means, as brain
-    papers take it of volumes (Kwon 2019; MONAI's ``MMDMetric``). Volumes as rows (N, D H W) are features too.
+    The kernel ``rbf`` is exp(-|x - y|^2 / (2 s^2)), ``linear`` is x.y: the squared distance of the means, as
+    MONAI's ``MMDMetric`` takes it. Volumes as rows (N, D H W) are features too.
 
     Args:
         bandwidth: s of ``rbf``; None: ``median_bandwidth(a, b)``. It depends on both sets, so where several sets are

@@ -32,7 +32,7 @@ class FeatureMoments:
         return self.merge(replace(_of_table(features), extractor=self.extractor, sha256=self.sha256))
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
-        """Those of both sets of rows (Chan 1983, equation 2.1): sums about each mean, and one between the means.
+        """Those of both sets of rows (Chan 1983): sums about each mean, and one between the means.
 
         Raises:
             BrainLDMError: the two are of different extractors or numbers of features.
