@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,9 @@ from torch.nn import functional
 from .errors import BrainLDMError
 from .fetch import data_folder
 from .foreign import filled, read_state
+from .networks import default_device
 from .records import sha256
+from .volume_sets import VolumeSet, grid_of, take
 
 MEDICALNET_FILE = "resnet_50_23dataset.pth"
 MEDICALNET_SHA256 = "ff48a62219073fb977fd3f4ddfb8dc1367f0ec156c8d6f6c37e205bd683a246e"
@@ -193,21 +195,29 @@ def default_extractor() -> Extractor:
     return medicalnet_extractor(path) if path else offline_extractor()
 
 
-def extract(extractor: Extractor, volumes: np.ndarray | torch.Tensor, batch: int = 8) -> np.ndarray:
-    """Features (N, F) float32 of volumes (N, D, H, W) or (N, 1, D, H, W) in [0, 1]; on the accelerator if there is one.
+def extract(
+    extractor: Extractor, volumes: VolumeSet, batch: int = 8, device: str | torch.device | None = None
+) -> np.ndarray:
+    """Features (N, F) float32 of volumes (N, D, H, W) or (N, 1, D, H, W) in [0, 1], read and moved batch by batch.
+
+    Args:
+        device: where to compute; None: the accelerator if there is one.
 
     Raises:
         BrainLDMError: no volumes, another shape, or intensities that are not in [0, 1].
     """
-    volumes = torch.as_tensor(volumes)
-    volumes = volumes[:, None] if volumes.ndim == 4 else volumes
-    if volumes.ndim != 5 or volumes.shape[1] != 1 or not len(volumes):
-        raise BrainLDMError(f"volumes of shape {tuple(volumes.shape)}: give (N, D, H, W), at least one")
-    if not (volumes.is_floating_point() and volumes.min() >= -1e-4 and volumes.max() <= 1 + 1e-4):
-        raise BrainLDMError("volumes: intensities must be floating point numbers in [0, 1]; scale them first")
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    batch = max(1, min(batch, BATCH_VOXELS // volumes[0].numel()))
-    # Convolutions of reduced precision would make an accelerator's features differ from a processor's.
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = [extractor.function(part.to(device, torch.float32)).cpu() for part in volumes.split(batch)]
-    return torch.cat(found).numpy()
+    return np.concatenate(list(extract_batches(extractor, volumes, batch, device)))
+
+
+def extract_batches(
+    extractor: Extractor, volumes: VolumeSet, batch: int = 8, device: str | torch.device | None = None
+) -> Iterator[np.ndarray]:
+    """The same features in parts (B, F), for sets whose table is not wanted (``metrics.feature_moments``)."""
+    batch = max(1, min(batch, BATCH_VOXELS // math.prod(grid_of(volumes))))
+    device = torch.device(device or default_device())
+    for start in range(0, len(volumes), batch):
+        part = take(volumes, slice(start, start + batch), device).to(torch.float32)
+        # Convolutions of reduced precision would make an accelerator's features differ from a processor's.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            found = extractor.function(part).cpu().numpy()
+        yield found

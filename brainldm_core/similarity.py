@@ -1,21 +1,19 @@
-"""How alike two volumes are: MS-SSIM and 4-G-R-SSIM (table 1 of the paper), and their means over random pairs.
+"""How alike two volumes are: MS-SSIM and 4-G-R-SSIM (table 1 of the paper), in 3-D.
 
-Volumes are (B, 1, D, H, W) tensors in [0, 1]. Within one set the mean similarity measures variety: the value of the
-real set is the goal, a higher one is mode collapse.
+Volumes are (B, 1, D, H, W) tensors in [0, 1]; ``pairs`` has the means over random pairs of a set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch.nn import functional
 
 from .errors import BrainLDMError
+from .volume_sets import check_intensities
 
 WINDOW, SIGMA = 7, 1.5  # a side of 160 does not allow the usual window of 11 at five scales
 C1, C2 = 0.01**2, 0.03**2
@@ -23,7 +21,6 @@ C3 = C2 / 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 EDGE, FLAT = 0.12, 0.06  # thresholds of 4-G-R-SSIM, parts of the reference's largest gradient
 STABLE = 1e-5
-CACHE_BYTES, BATCH_VOXELS = 2**31, 2**18  # of pair_mean: what may be kept, and voxels of one batch of pairs
 Parts = tuple[torch.Tensor, ...]
 
 
@@ -32,13 +29,15 @@ def _volumes(*volumes: torch.Tensor, side: int = WINDOW) -> None:
     shapes = [tuple(volume.shape) for volume in volumes]
     if len(set(shapes)) > 1 or len(shapes[0]) != 5 or shapes[0][1] != 1:
         raise BrainLDMError(f"volumes of shapes {shapes}: give tensors (B, 1, D, H, W) of one shape")
-    if min(shapes[0][2:]) < side:
-        raise BrainLDMError(
-            f"volumes of {shapes[0][2:]} voxels: every side must have at least {side}; use a finer grid"
-        )
+    check_sides(shapes[0][2:], side)
     for volume in volumes:
-        if not (volume.is_floating_point() and volume.min() >= -1e-4 and volume.max() <= 1 + 1e-4):
-            raise BrainLDMError("volumes: intensities must be floating point numbers in [0, 1]; scale them first")
+        check_intensities(volume)
+
+
+def check_sides(grid: tuple[int, ...], side: int) -> None:
+    """Refuse a grid (D, H, W) with a side of fewer than ``side`` voxels."""
+    if min(grid) < side:
+        raise BrainLDMError(f"volumes of {grid} voxels: every side must have at least {side}; use a finer grid")
 
 
 @lru_cache(maxsize=64)
@@ -169,71 +168,8 @@ def four_g_r_ssim(reference: torch.Tensor, other: torch.Tensor, r_rule: bool = T
     return _four_g_r(_four_g_r_parts(reference), _four_g_r_parts(other), r_rule)
 
 
-# What pair_mean may compute once a volume instead of once a pair.
-_SPLIT: dict[Callable, tuple[Callable, Callable, int]] = {
+# What ``pairs`` may compute once a volume instead of once a pair.
+SPLIT: dict[Callable, tuple[Callable, Callable, int]] = {
     ms_ssim: (_ms_ssim_parts, _ms_ssim, WINDOW),
     four_g_r_ssim: (_four_g_r_parts, _four_g_r, WINDOW + 2),
 }
-
-
-@dataclass(frozen=True)
-class PairMean:
-    """Mean of a similarity over pairs of ``n`` volumes, its standard error and 95 % interval (NaN for n < 3)."""
-
-    value: float
-    error: float
-    low: float
-    high: float
-    pairs: int
-    n: int
-
-
-def draw_pairs(n: int, pairs: int, seed: int = 0) -> np.ndarray:
-    """Random pairs (P, 2) of different volumes, none drawn twice; all where there are not so many."""
-    rng = np.random.default_rng(seed)
-    total = n * (n - 1) // 2
-    index = np.sort(rng.choice(total, min(pairs, total), replace=False))
-    first = ((1 + np.sqrt(1 + 8.0 * index)) // 2).astype(np.int64)  # pairs numbered row by row below the diagonal
-    rows = np.column_stack([first, index - first * (first - 1) // 2])
-    return np.where(rng.random((len(rows), 1)) < 0.5, rows, rows[:, ::-1])  # for the metrics that are not symmetric
-
-
-def pair_mean(metric: Callable, volumes: torch.Tensor, pairs: int = 1000, seed: int = 0) -> PairMean:
-    """Mean of ``metric`` (x, y) -> (B,) over random pairs i != j of volumes (N, 1, D, H, W) (table 1 of the paper).
-
-    Pairs share volumes, so the error is that of leaving out one volume at a time (jackknife), not that of ``pairs``
-    independent values; it is on average not too small (Efron and Stein 1981).
-
-    Raises:
-        BrainLDMError: fewer than two volumes, or volumes that the metric refuses.
-    """
-    n = len(volumes)
-    if n < 2 or pairs < 1:
-        raise BrainLDMError(f"{pairs} pairs of {n} volumes: at least 1 pair of 2 volumes is needed; give more")
-    prepare, compare, side = _SPLIT.get(metric, (lambda x: (x,), lambda x, y: metric(x[0], y[0]), 1))
-    _volumes(volumes, side=side)
-    rows = torch.from_numpy(draw_pairs(n, pairs, seed))
-    one = prepare(volumes[:1])
-    keep = n * sum(part.nbytes for part in one) <= CACHE_BYTES
-    cached = [torch.cat(part) for part in zip(*map(prepare, volumes.split(16)), strict=True)] if keep else None
-
-    def parts(index: torch.Tensor) -> Parts:
-        return tuple(part[index] for part in cached) if keep else prepare(volumes[index])
-
-    batches = rows.split(max(1, BATCH_VOXELS // volumes[0].numel()))
-    values = torch.cat([compare(parts(batch[:, 0]), parts(batch[:, 1])) for batch in batches])
-    values = values.double().cpu().numpy()
-    error = _jackknife(values, rows.numpy(), n)
-    half = error * student.ppf(0.975, n - 1)
-    return PairMean(float(values.mean()), error, float(values.mean() - half), float(values.mean() + half), len(rows), n)
-
-
-def _jackknife(values: np.ndarray, rows: np.ndarray, n: int) -> float:
-    """Standard error of the mean of values of pairs ``rows`` (P, 2) from leaving out each of ``n`` volumes."""
-    counts = np.bincount(rows.ravel(), minlength=n)
-    sums = np.bincount(rows.ravel(), np.repeat(values, 2), minlength=n)
-    left = len(values) - counts
-    if (left == 0).any():
-        return float("nan")
-    without = (values.sum() - sums) / left
-    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))

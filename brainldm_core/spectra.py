@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .errors import BrainLDMError
+from .volume_sets import VolumeSet
 
 HEAD = 0.05  # darker voxels are outside the head
 
 
-def radial_power(volumes: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies (K,) in cycles/mm and mean power (N, K) of volumes (N, D, H, W) in shells of equal frequency.
+def power_spectrum(volumes: VolumeSet, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Radially averaged power spectra: frequencies (K,) in cycles/mm, mean power (N, K) of volumes (N, D, H, W) there.
 
     Power is |FFT|^2 over the number of voxels, so that white noise of variance s^2 has power s^2 at every frequency.
     Shells are as wide as the lowest frequency of the longest side and end at 1 / (2 spacing); the mean is left out.
@@ -18,12 +21,11 @@ def radial_power(volumes: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np
     Raises:
         BrainLDMError: not volumes (N, D, H, W), or no spacing.
     """
-    volumes = np.asarray(volumes, np.float32)
-    if volumes.ndim != 4 or not len(volumes) or not spacing_mm > 0:
+    if len(volumes.shape) != 4 or not len(volumes) or not spacing_mm > 0:
         raise BrainLDMError(
-            f"volumes {volumes.shape}, spacing {spacing_mm} mm: give (N, D, H, W) and a spacing above 0"
+            f"volumes {tuple(volumes.shape)}, spacing {spacing_mm} mm: give (N, D, H, W) and a spacing above 0"
         )
-    shape = volumes.shape[1:]
+    shape = tuple(volumes.shape[1:])
     axes = [np.fft.fftfreq(side, spacing_mm) for side in shape[:2]] + [np.fft.rfftfreq(shape[2], spacing_mm)]
     radius = np.sqrt(sum(part**2 for part in np.meshgrid(*axes, indexing="ij")))
     width = 1 / (max(shape) * spacing_mm)
@@ -37,13 +39,43 @@ def radial_power(volumes: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np
     inside = (shell >= 1) & (shell <= last)
     counts = np.bincount(shell[inside], weight[inside], last + 1)[1:]
     rows = []
-    for volume in volumes:
+    for volume in _one_by_one(volumes):
         power = np.abs(np.fft.rfftn(volume)) ** 2 / volume.size
         rows.append(np.bincount(shell[inside], (power * weight)[inside], last + 1)[1:] / counts)
     return width * np.arange(1, last + 1), np.stack(rows)
 
 
-def noise_level(volumes: np.ndarray) -> np.ndarray:
+def log_spectral_distance(
+    frequencies: np.ndarray, a: np.ndarray, b: np.ndarray, low: float = 0.0, high: float = np.inf
+) -> float:
+    """Distance in dB of two sets' mean power (N, K) and (M, K): root mean square over frequencies of 10 log10(a / b).
+
+    Args:
+        frequencies: (K,) in cycles/mm, of ``power_spectrum``.
+        low: first frequency that counts, in cycles/mm; ``high`` is the last.
+
+    Raises:
+        BrainLDMError: the spectra do not fit, the range holds no frequency, or there is no power at one.
+    """
+    frequencies = np.asarray(frequencies)
+    inside = (frequencies >= low) & (frequencies <= high)
+    if {np.shape(part)[1:] for part in (a, b)} != {np.shape(frequencies)} or not inside.any():
+        raise BrainLDMError(
+            f"spectra {np.shape(a)} and {np.shape(b)}, frequencies {frequencies.shape}, {low} to {high} cycles/mm: "
+            "give (N, K) and (M, K) of one grid, and a range with a frequency"
+        )
+    means = [np.asarray(part, float).mean(0)[inside] for part in (a, b)]
+    if not all((part > 0).all() and np.isfinite(part).all() for part in means):
+        raise BrainLDMError("spectra: no power at some frequency; look for empty volumes, or give a smaller range")
+    return float(np.sqrt(np.mean((10 * np.log10(means[0] / means[1])) ** 2)))
+
+
+def _one_by_one(volumes: VolumeSet) -> Iterator[np.ndarray]:
+    """Volumes (D, H, W) float32 of a set, each read when its turn comes."""
+    return (np.asarray(volumes[place : place + 1], np.float32)[0] for place in range(len(volumes)))
+
+
+def noise_level(volumes: VolumeSet) -> np.ndarray:
     """Noise (N,) of volumes (N, D, H, W), in grey values: the robust estimate from the finest diagonal Haar detail.
 
     Median of |detail| / 0.6745 over blocks of 2 x 2 x 2 voxels inside the head (Donoho and Johnstone 1994): the
@@ -51,7 +83,7 @@ def noise_level(volumes: np.ndarray) -> np.ndarray:
     coarse; NaN without a head.
     """
     levels = []
-    for volume in np.asarray(volumes, np.float32):
+    for volume in _one_by_one(volumes):
         detail, inside = volume, volume > HEAD
         for axis in range(3):
             low, high = (np.delete(detail, place, axis) for place in (-1, 0))

@@ -318,7 +318,7 @@ kinds = {
     "Gaussian": systems["Gaussian"],
 }
 spacing = run.profile.grid.spacing_mm
-curves = {name: spectra.radial_power(part, spacing) for name, part in kinds.items()}
+curves = {name: spectra.power_spectrum(part, spacing) for name, part in kinds.items()}
 frequencies = curves["real"][0]
 audit_charts.spectra(frequencies, {name: power for name, (_, power) in curves.items()})
 

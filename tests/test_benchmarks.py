@@ -34,6 +34,7 @@ import forward  # noqa: E402
 import gpu_hour  # noqa: E402
 import gpu_training  # noqa: E402
 import measures  # noqa: E402
+import metrics as metrics_benchmark  # noqa: E402
 import training_step  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -142,6 +143,23 @@ def test_tutorial_step_sees_the_network_that_ours_trains(tmp_path):
         assert [case["n"] for case in pair] == [2, 2]
         ratio = training_step.compare(*pair)["tutorial_over_ours"]["median_ms"]
         assert ratio == pytest.approx(pair[1]["median_ms"] / pair[0]["median_ms"], abs=1e-3)
+
+
+def test_metrics_of_the_benchmark_are_the_same_by_every_route():
+    found = metrics_benchmark.compare_ms_ssim((32, 40, 28), n=4, pairs=5, repeats=1)
+    assert found["scales"] == 3 and found["pairs"] == 5 and 0.1 < found["ours"]["mean"] < 0.95
+    other = found["other"]
+    assert other["largest_difference"] < 1e-5 and other["package"] in ("monai", "generative")
+    assert other["over_ours"] == pytest.approx(other["mean_ms"] / found["ours"]["median_ms"], rel=0.01, abs=0.01)
+    assert len(other["tried_ms"]) == 6 and other["pairs"] == 5
+    a, b, known = metrics_benchmark.known_features(12, 20)
+    assert max(np.linalg.matrix_rank(np.cov(table, rowvar=False)) for table in (a, b)) == 11
+    for n, route_error in ((12, 1e-3), (40, 1e-9)):  # the matrix square root of a singular product is not exact
+        for case in metrics_benchmark.compare_fid(n, 20, repeats=1):
+            errors = {name: route["relative_error"] for name, route in case["routes"].items()}
+            assert max(errors["ours"], errors["ours_from_moments"]) < 1e-9 and max(errors.values()) < route_error
+    assert case["judged_by"] == "symmetric eigendecompositions"
+    assert metrics_benchmark.symmetric_route(a, b) == pytest.approx(known, rel=1e-9)
 
 
 def test_planned_steps_fit_the_minutes_and_never_exceed_the_profile(tmp_path):

@@ -109,6 +109,20 @@ def test_volumes_that_do_not_fit_are_refused():
         features.extract(extractor, good[:, :15])
 
 
+def test_a_set_on_demand_is_read_batch_by_batch(on_demand, monkeypatch):
+    volumes, extractor = on_demand(blobs(7)), features.offline_extractor()
+    found = features.extract(extractor, volumes, batch=3, device="cpu")
+    assert volumes.reads == list(range(7)) and volumes.largest == 3
+    assert (found == features.extract(extractor, volumes.volumes, batch=3)).all()
+    monkeypatch.setattr(features, "BATCH_VOXELS", 2 * 16 * 20 * 16)
+    small = on_demand(volumes.volumes)
+    features.extract(extractor, small, batch=8)
+    assert small.largest == 2
+    parts = features.extract_batches(extractor, on_demand(2 * volumes.volumes))
+    with pytest.raises(BrainLDMError, match="scale them first"):
+        next(parts)
+
+
 # MedicalNet
 
 

@@ -58,6 +58,15 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     assert metrics.frechet_distance(torch.from_numpy(x), x + 1) == pytest.approx(4)
 
 
+@pytest.mark.parametrize(("n", "m"), [(300, 200), (9, 300), (7, 7)])
+def test_frechet_distance_as_another_implementation(n, m):
+    from monai.metrics import FIDMetric
+
+    a, b = gaussians(n, m, 6)
+    expected = FIDMetric()(torch.from_numpy(a), torch.from_numpy(b)).item()
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
 def test_kernel_distance_by_loops_and_without_bias():
     a, b = gaussians(7, 5, 3)
 
@@ -71,6 +80,94 @@ def test_kernel_distance_by_loops_and_without_bias():
     rng = np.random.default_rng(1)
     null = [metrics.kernel_distance(rng.normal(size=(6, 4)), rng.normal(size=(9, 4))) for _ in range(600)]
     assert abs(np.mean(null)) < 4 * np.std(null) / np.sqrt(600) and min(null) < 0
+
+
+def test_discrepancies_as_other_implementations():
+    from monai.metrics import MMDMetric
+    from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
+
+    a, b = gaussians(23, 31, 5)
+    tables = ((a, a), (b, b), (a, b))
+
+    def discrepancy(aa, bb, ab, less):
+        within = [(table.sum() - less * np.trace(table)) / (len(table) * (len(table) - less)) for table in (aa, bb)]
+        return sum(within) - 2 * ab.mean()
+
+    for less in (0, 1):
+        radial = discrepancy(*(rbf_kernel(x, y, gamma=1 / (2 * 1.7**2)) for x, y in tables), less)
+        assert metrics.mmd(a, b, 1.7, unbiased=bool(less)) == pytest.approx(radial, rel=1e-9)
+    cubic = discrepancy(*(polynomial_kernel(x, y, degree=3, gamma=1 / 5, coef0=1) for x, y in tables), 1)
+    assert metrics.kernel_distance(a, b) == pytest.approx(cubic, rel=1e-9)
+    linear = MMDMetric()(*(torch.from_numpy(table)[:, None, :, None] for table in (a, b[:23]))).item()
+    assert metrics.mmd(a, b[:23], kernel="linear") == pytest.approx(linear, rel=1e-9)
+    assert metrics.mmd(a, b, kernel="linear", unbiased=False) == pytest.approx(((a.mean(0) - b.mean(0)) ** 2).sum())
+
+
+def test_mmd_of_gaussians_in_closed_form():
+    """For two Gaussians the mean of the kernel is an integral that is known: a Gaussian of the sum of covariances."""
+    width, rng = 3, np.random.default_rng(0)
+    means, deviations, bandwidth = (np.zeros(width), np.array([0.6, -0.3, 0])), (1.0, np.array([1.4, 0.7, 1])), 1.3
+    between = {}
+    for i in range(2):
+        for j in range(2):
+            spread = deviations[i] ** 2 + deviations[j] ** 2 * np.ones(width)
+            exponent = -((means[i] - means[j]) ** 2 / (2 * (spread + bandwidth**2))).sum()
+            between[i, j] = np.prod(bandwidth / np.sqrt(spread + bandwidth**2)) * np.exp(exponent)
+    expected = between[0, 0] + between[1, 1] - 2 * between[0, 1]
+
+    def draw(n, which):
+        return means[which] + deviations[which] * rng.normal(size=(n, width))
+
+    found = [metrics.mmd(draw(60, 0), draw(45, 1), bandwidth) for _ in range(400)]
+    assert abs(np.mean(found) - expected) < 4 * np.std(found) / np.sqrt(400) and np.std(found) < 20 * expected
+    null = [metrics.mmd(draw(60, 0), draw(45, 0), bandwidth) for _ in range(400)]
+    assert abs(np.mean(null)) < 4 * np.std(null) / np.sqrt(400) and min(null) < 0
+    biased = np.mean([metrics.mmd(draw(60, 0), draw(45, 0), bandwidth, unbiased=False) for _ in range(50)])
+    assert biased == pytest.approx((1 - between[0, 0]) * (1 / 60 + 1 / 45), rel=0.1)  # what its name says
+
+
+def test_mmd_of_equal_sets():
+    a, _ = gaussians(40, 2, 5)
+    for kernel in ("rbf", "linear"):
+        assert metrics.mmd(a, a, kernel=kernel, unbiased=False) == pytest.approx(0, abs=1e-9)
+    table = np.exp(-((a[:, None] - a[None]) ** 2).sum(-1) / (2 * 2.5**2))
+    others = (table.sum() - 40) / (40 * 39)
+    # Each row is its own double in the other set, which the unbiased estimate counts: -2 (1 - mean of the others) / n.
+    assert metrics.mmd(a, a, 2.5) == pytest.approx(-2 * (1 - others) / 40, rel=1e-9)
+    few = np.repeat(a[:2], 20, 0)  # of rank 1
+    assert np.isfinite(metrics.mmd(a, few)) and metrics.mmd(few, few, unbiased=False) == pytest.approx(0, abs=1e-9)
+    assert metrics.mmd(a, few, 2.5) > 0.1
+
+
+def test_bandwidth_is_the_median_distance(monkeypatch):
+    a, b = gaussians(30, 20, 4)
+    rows = np.concatenate([a, b])
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)[np.triu_indices(50, 1)]
+    assert metrics.median_bandwidth(a, b) == pytest.approx(np.median(distances))
+    assert metrics.mmd(a, b) == pytest.approx(metrics.mmd(a, b, np.median(distances)))
+    assert metrics.mmd(1000 * a, 1000 * b) == pytest.approx(metrics.mmd(a, b))
+    # Far from the origin digits must not be lost.
+    assert metrics.mmd(a + 1e6, b + 1e6) == pytest.approx(metrics.mmd(a, b), abs=1e-7)
+    monkeypatch.setattr(metrics, "BLOCK", 25)
+    assert metrics.median_bandwidth(a, b) == pytest.approx(np.median(distances), rel=0.25)
+    for bandwidth in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(BrainLDMError, match="bandwidth"):
+            metrics.mmd(a, b, bandwidth)
+    with pytest.raises(BrainLDMError, match="bandwidth"):
+        metrics.mmd(np.ones((4, 2)), np.ones((3, 2)))
+    with pytest.raises(BrainLDMError, match="rbf or linear"):
+        metrics.mmd(a, b, kernel="cubic")
+
+
+def test_blocks_change_no_value(monkeypatch):
+    a, b = gaussians(23, 31, 5)
+    bandwidth = metrics.median_bandwidth(a, b)
+    kinds = [metrics.kernel_distance, lambda x, y: metrics.mmd(x, y, bandwidth)]
+    kinds.append(lambda x, y: metrics.mmd(x, y, kernel="linear", unbiased=False))
+    whole, neighbours = [kind(a, b) for kind in kinds], metrics.prdc(a, b)
+    monkeypatch.setattr(metrics, "BLOCK", 7)
+    assert [kind(a, b) for kind in kinds] == pytest.approx(whole, rel=1e-10)
+    assert metrics.prdc(a, b) == neighbours
 
 
 def test_prdc_by_loops():
@@ -105,7 +202,7 @@ def test_prdc_of_cases_known_beforehand():
 def test_features_that_do_not_fit_are_refused():
     a = np.zeros((5, 3))
     for bad in (np.zeros((5, 4)), np.zeros(5), a[:1], np.full((5, 3), np.nan)):
-        for metric in (metrics.frechet_distance, metrics.kernel_distance, metrics.prdc):
+        for metric in (metrics.frechet_distance, metrics.kernel_distance, metrics.mmd, metrics.prdc):
             with pytest.raises(BrainLDMError, match="features"):
                 metric(a, bad)
     for k in (0, 5):
@@ -297,55 +394,3 @@ def test_volumes_that_do_not_fit_are_refused():
     for scales in (0, 3):
         with pytest.raises(BrainLDMError, match="allows 1 to 2"):
             metrics.ms_ssim(x, x, scales)
-
-
-# Means over pairs
-
-
-@given(st.integers(2, 40), st.integers(1, 900), st.integers(0, 100))
-@settings(max_examples=40, deadline=None)
-def test_pairs_are_of_different_volumes_and_none_comes_twice(n, pairs, seed):
-    rows = metrics.draw_pairs(n, pairs, seed)
-    assert len(rows) == min(pairs, n * (n - 1) // 2)
-    assert rows.min() >= 0 and rows.max() < n and (rows[:, 0] != rows[:, 1]).all()
-    assert len({frozenset(row) for row in rows.tolist()}) == len(rows)
-    assert (rows == metrics.draw_pairs(n, pairs, seed)).all()
-
-
-def test_pairs_of_very_many_volumes_are_drawn_evenly():
-    rows = metrics.draw_pairs(100_000, 4000)
-    assert len(rows) == 4000 and (rows[:, 0] != rows[:, 1]).all()
-    assert np.abs(rows.mean(0) - 50_000).max() < 4 * 28_868 / np.sqrt(4000)
-
-
-@pytest.mark.parametrize("metric", [metrics.ms_ssim, metrics.four_g_r_ssim])
-def test_mean_over_pairs_is_that_of_single_calls(metric, monkeypatch):
-    x = volumes(7)
-    rows = metrics.draw_pairs(7, 12, seed=4)
-    expected = np.mean([metric(x[i : i + 1], x[j : j + 1]).item() for i, j in rows])
-    found = metrics.pair_mean(metric, x, pairs=12, seed=4)
-    assert found.value == pytest.approx(expected, abs=1e-6) and (found.pairs, found.n) == (12, 7)
-    assert found.low < found.value < found.high
-    plain = metrics.pair_mean(lambda a, b: metric(a, b), x, pairs=12, seed=4)  # nothing shared between pairs
-    monkeypatch.setattr(similarity, "CACHE_BYTES", 0)
-    monkeypatch.setattr(similarity, "BATCH_VOXELS", 2 * 16 * 20 * 16)
-    for other in (plain, metrics.pair_mean(metric, x, pairs=12, seed=4)):
-        assert (other.value, other.error) == pytest.approx((found.value, found.error), abs=1e-6)
-
-
-def test_error_of_a_mean_over_pairs_is_that_of_the_volumes():
-    # For a metric f(x) + f(y) the mean over all pairs is twice the mean of f: its error is known.
-    level = np.random.default_rng(0).uniform(size=30).astype(np.float32)
-    x = torch.from_numpy(level)[:, None, None, None, None].expand(-1, 1, 7, 7, 7)
-    found = metrics.pair_mean(lambda a, b: a[:, 0, 0, 0, 0] + b[:, 0, 0, 0, 0], x, pairs=435)
-    assert found.value == pytest.approx(2 * level.mean(), rel=1e-6)
-    assert found.error == pytest.approx(2 * level.std(ddof=1) / np.sqrt(30), rel=1e-6)
-    assert found.high - found.value == pytest.approx(2.0452 * found.error, rel=1e-4)  # Student's t, 29 degrees
-
-
-def test_few_volumes_have_a_mean_without_an_interval():
-    found = metrics.pair_mean(metrics.ms_ssim, volumes(2))
-    assert found.pairs == 1 and np.isnan([found.error, found.low, found.high]).all()
-    for n, pairs in ((1, 10), (3, 0)):
-        with pytest.raises(BrainLDMError, match="pair"):
-            metrics.pair_mean(metrics.ms_ssim, volumes(n), pairs)
