@@ -1,14 +1,21 @@
-"""Is one sampler as good as another? Paired differences inside a margin that was set beforehand."""
+"""Is one sampler as good as another? Paired differences inside a margin that was set beforehand.
+
+The second half reads what ``benchmarks/equivalence.py`` has published, for the chapter on DDIM.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import BrainLDMError
+from .records import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENOUGH = 256  # pairs below which no equivalence is claimed
 
@@ -98,3 +105,57 @@ def paired_distance(
     spread = np.array([gap(*half) for half in halves])
     low, high = whole + np.quantile(spread - spread.mean(), [0.025, 0.975])
     return Equivalence(len(one), whole, float(low), float(high), float(margin))
+
+
+def published_trial(profile: str) -> dict[str, Any] | None:
+    """The published trial of samplers of a profile, or None where there is none."""
+    from .notebooks import project_root
+
+    path = project_root() / "book" / "published" / "trials" / f"equivalence-{profile}.json"
+    return read_json(path) if path.exists() else None
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What a row of a trial says: ``shown``; ``differs`` where the interval is all beyond the margin."""
+    if row["shown"]:
+        return "shown"
+    return "differs" if max(row["low"], -row["high"]) > row["margin"] else "not shown"
+
+
+def trial_table(trial: Mapping[str, Any] | None) -> pd.DataFrame:
+    """A row for each pair of samplers and quantity: n, paired difference with interval, margin, verdict."""
+    import pandas as pd
+
+    columns = ["samplers", "quantity", "n", "difference [95 %]", "margin", "as good as"]
+    rows = []
+    for pair in trial["comparisons"] if trial else ():
+        for quantity, row in pair["rows"].items():
+            digits = max(0, 1 - int(np.floor(np.log10(row["margin"]))))
+            cells = [f"{row[key]:+.{digits}f}" for key in ("difference", "low", "high")]
+            unit = f" ({row['unit']})" if row["unit"] else ""
+            difference = f"{cells[0]} [{cells[1]}, {cells[2]}]"
+            name = f"{pair['one']} less {pair['other']}"
+            rows.append((name, quantity + unit, row["n"], difference, f"{row['margin']:.{digits}f}", verdict(row)))
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
+
+
+def trial_words(trial: Mapping[str, Any] | None) -> str:
+    """What a trial has shown, and what it has not, a paragraph a pair of samplers."""
+    if trial is None:
+        return (
+            "**No such trial has been published for this profile**, so nothing is said here about one sampler being as "
+            "good as another. `python benchmarks/equivalence.py` makes one from a finished run."
+        )
+    said = []
+    for pair in trial["comparisons"]:
+        names: dict[str, list[str]] = {"shown": [], "not shown": [], "differs": []}
+        for quantity, row in pair["rows"].items():
+            names[verdict(row)].append(quantity)
+        whole = "as good as" if len(names["shown"]) == len(pair["rows"]) else "**not shown** to be as good as"
+        parts = [f"{pair['one']} is {whole} {pair['other']}, all quantities together."]
+        heads = {"shown": "Inside the margin", "not shown": "Not shown", "differs": "Whole interval beyond the margin"}
+        parts += [f"{heads[kind]}: {', '.join(some)}." for kind, some in names.items() if some]
+        said.append(" ".join(parts))
+    if trial["missing"]:
+        said.append(f"Not finished, so nothing is said of it: {'; '.join(trial['missing'])}.")
+    return "\n\n".join(said)

@@ -1,0 +1,51 @@
+"""The tables of the scorecard, and what ignoring the request would give."""
+
+import numpy as np
+import pytest
+
+from brainldm_core import scorecard
+from brainldm_core.conditioning import agreement
+
+
+def test_scorecard_names_units_and_marks_what_is_undefined():
+    rows = {"real": agreement([1, 2, 3], [1, 2, 4]), "drawn": agreement([1.0], [3.0])}
+    table = scorecard.scorecard({"age": rows}, {"age": "years"})
+    assert list(table.index) == [("age (years)", "real"), ("age (years)", "drawn")]
+    assert table.iloc[0, 2].startswith("1.50 [") and table.iloc[1].tolist() == [1, "–", "–", "+2.0", "2.0"]
+    assert table.iloc[0, 3] == "+0.3 [+0.0, +1.0]"
+
+
+def test_permuted_requests_have_no_correlation_and_the_error_of_strangers():
+    rng = np.random.default_rng(8)
+    asked = rng.normal(60, 9, 101)
+    found = asked + rng.normal(3, 2, 101)
+    row = scorecard.null(asked, found, draws=2000)
+    assert row.n == 101 and abs(row.r) < 0.02 and abs(row.slope) < 0.02
+    assert [row.low, row.high] == pytest.approx([-0.196, 0.196], abs=0.02)  # variance 1 / (n - 1)
+    assert row.bias == pytest.approx((found - asked).mean()) and np.isnan(row.bias_low)
+    assert row.mae == pytest.approx(np.abs(found[:, None] - asked[None]).mean(), rel=0.01)
+    assert row.mae_low < row.mae < row.mae_high and row.mae_low > agreement(asked, found).mae_high
+    assert scorecard.null(asked, found, draws=50) == scorecard.null(asked, found, draws=50)
+    nothing = scorecard.null([1, 2, 3, np.nan], [5, 5, 5, 5])
+    assert nothing.n == 3 and np.isnan(nothing.r) and np.isnan(nothing.mae)
+
+
+def test_any_statistic_can_be_permuted_where_it_is_defined():
+    values = np.arange(6.0)
+    mean, low, high = scorecard.permuted(values, lambda dealt: [dealt.sum(), dealt[0], np.nan], draws=400)
+    assert mean[0] == low[0] == high[0] == 15
+    assert mean[1] == pytest.approx(2.5, abs=0.3) and (low[1], high[1]) == (0, 5)
+    assert np.isnan([mean[2], low[2], high[2]]).all()
+
+
+def test_the_whole_card_has_every_number_in_its_column():
+    real, drawn = agreement(np.arange(5.0), np.arange(5.0) + 1), agreement(np.arange(4.0), 3 - np.arange(4.0))
+    card = {
+        "age": {"cohort": scorecard.numbers(real, "years"), "samples": scorecard.numbers(drawn, "years")},
+        "sex": {"samples": {"area": {"value": 0.5, "low": np.nan, "high": np.nan, "n": 9}}},
+    }
+    table = scorecard.whole(card)
+    assert list(table.columns) == ["n", "cohort [95 %]", "samples [95 %]"]
+    assert table.loc[("age", "r")].tolist() == [5, "1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00], n = 4"]
+    assert table.loc[("age", "bias (years)")].iloc[1] == "1.0 [1.0, 1.0]"
+    assert table.loc[("sex", "area")].tolist() == [9, "", "0.50"]
