@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/equivalence.py runs/tiny-atlas --minutes 30
 
-may be stopped at any time and goes on where it was; called again when all is done it makes ``equivalence.json`` anew.
+may be stopped at any time and goes on where it was (the people are simulated in one go, which takes minutes); called
+again when all is done it makes ``equivalence.json`` anew.
 Everything lies under ``--out`` (default ``runs/equivalence/<run>``). The chapter on DDIM shows the published file
 ``book/published/trials/equivalence-<profile>.json``.
 
@@ -178,14 +179,14 @@ def compare(
     return rows
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run of the cohort atlas")
     parser.add_argument("--n", type=int, default=256, help="people, each one request and one noise")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 16, 10], help="of DDIM, the longest first")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop drawing after so many")
     parser.add_argument("--out", type=Path, help="default runs/equivalence/<name of the run>")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     stop, made_with = time.monotonic() + 60 * options.minutes, commit()
     made = read_json(options.run / "run.json")

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from brainldm_core.equivalence import equivalence, paired_distance
+from brainldm_core.equivalence import (
+    equivalence,
+    paired_distance,
+    published_trial,
+    trial_table,
+    trial_words,
+    verdict,
+)
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.metrics import frechet_distance
 
@@ -70,3 +77,41 @@ def test_a_set_is_equivalent_to_itself_and_a_shifted_one_is_not():
     for one, margin in ((drawn[:9], 1), (drawn, 0), (drawn, np.nan)):
         with pytest.raises(BrainLDMError, match="margin"):
             paired_distance(frechet_distance, real, one, drawn, margin)
+
+
+def a_trial() -> dict:
+    """Two pairs of samplers: one shown in all, one in none; a third not drawn yet."""
+    rng = np.random.default_rng(5)
+    near = {"unit": "ml", **equivalence(rng.normal(0, 1, 256), 0.4).record()}
+    unsure = {"unit": "", **equivalence(rng.normal(0.05, 1, 256), 0.1).record()}
+    far = {"unit": "ml", **equivalence(rng.normal(-2, 1, 256), 0.4).record()}
+    pairs = [("DDIM 50", "DDPM", {"brain": near}), ("DDIM 10", "DDIM 50", {"brain": far, "FID": unsure})]
+    comparisons = [{"one": one, "other": other, "rows": rows} for one, other, rows in pairs]
+    return {"comparisons": comparisons, "missing": ["DDIM 3: 4 of 64 pieces"]}
+
+
+def test_a_trial_says_what_was_shown_and_what_was_not():
+    trial = a_trial()
+    assert [verdict(row) for pair in trial["comparisons"] for row in pair["rows"].values()] == [
+        "shown",
+        "differs",
+        "not shown",
+    ]
+    table = trial_table(trial)
+    assert table.index.tolist() == [
+        ("DDIM 50 less DDPM", "brain (ml)"),
+        ("DDIM 10 less DDIM 50", "brain (ml)"),
+        ("DDIM 10 less DDIM 50", "FID"),
+    ]
+    assert table["as good as"].tolist() == ["shown", "differs", "not shown"] and set(table["n"]) == {256}
+    row = trial["comparisons"][1]["rows"]["brain"]
+    assert table.iloc[1]["difference [95 %]"] == f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    first, second, missing = trial_words(trial).split("\n\n")
+    assert first.startswith("DDIM 50 is as good as DDPM") and "Inside the margin: brain." in first
+    assert "**not shown** to be as good as DDIM 50" in second and "Not shown: FID." in second
+    assert "Whole interval beyond the margin: brain." in second and "DDIM 3: 4 of 64" in missing
+
+
+def test_without_a_trial_a_page_says_so():
+    assert published_trial("no-such-profile") is None
+    assert trial_table(None).empty and "No such trial has been published" in trial_words(None)

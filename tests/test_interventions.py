@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from brainldm_core import interventions
+from brainldm_core.conditioning import agreement
 
 
 def test_words_about_extrapolation_follow_the_slopes():
@@ -79,3 +80,16 @@ def test_swap_against_the_request_is_neither_and_nothing_asked_is_undefined():
     assert wrong["follows the request"] == wrong["stays with the noise"] == 0
     assert np.isnan(interventions.swap_test(found, sign=0)["follows the request"])
     assert np.isnan(interventions.swap_test(np.ones((2, 3)), sign=1)["variance by noise"])
+
+
+def test_words_about_regions_follow_slopes_and_intervals():
+    x = np.arange(12.0)
+    inside = agreement(x, x + 0.1 * (-1) ** x)
+    outside = agreement(x, 0.3 * x + 0.1 * (-1) ** x)
+    said = interventions.regions_in_words("ventricles", {"inside": inside, "outside": outside})
+    assert "gives 1.00 ml inside the range (n = 12) and 0.30 ml outside it" in said and "do not overlap" in said
+    assert said.startswith("**Ventricles**") and f"{outside.mae:.1f} ml outside" in said
+    assert "slopes overlap" in interventions.regions_in_words("x", {"inside": inside, "outside": inside})
+    assert "too few" in interventions.regions_in_words("x", {"inside": inside})
+    flat = agreement(x, 0 * x)
+    assert "no slope" in interventions.regions_in_words("x", {"inside": inside, "outside": flat})

@@ -49,3 +49,23 @@ def test_the_whole_card_has_every_number_in_its_column():
     assert table.loc[("age", "r")].tolist() == [5, "1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00], n = 4"]
     assert table.loc[("age", "bias (years)")].iloc[1] == "1.0 [1.0, 1.0]"
     assert table.loc[("sex", "area")].tolist() == [9, "", "0.50"]
+
+
+def test_a_source_stands_above_the_null_with_its_whole_interval_or_not_at_all():
+    null = {"r": {"value": 0.0, "low": -0.2, "high": 0.2, "n": 9}}
+    heard = {"r": {"value": 0.5, "low": 0.21, "high": 0.7, "n": 9}}
+    unsure = {"r": {"value": 0.5, "low": 0.19, "high": 0.7, "n": 9}}
+    area = {"area": {"value": 0.8, "low": 0.6, "high": 0.9, "n": 9}}
+    half = {"area": {"value": 0.5, "n": 9}}
+    unknown = {"r": {"value": np.nan, "low": np.nan, "high": np.nan, "n": 2}}
+    cards = {"a": (heard, null), "b": (unsure, null), "c": (area, half), "d": (unknown, null)}
+    found = {name: {"samples": part, scorecard.NULL: dealt} for name, (part, dealt) in cards.items()}
+    assert scorecard.above_null(found, "samples") == ["a", "c"]
+
+
+def test_chance_of_a_number_is_its_mean_and_range_over_permuted_requests():
+    rng = np.random.default_rng(9)
+    asked, found = rng.normal(size=50), rng.normal(size=50)
+    row = scorecard.chance(asked, lambda dealt: np.corrcoef(dealt, found)[0, 1])
+    assert row["n"] == 50 and abs(row["value"]) < 0.03
+    assert [row["low"], row["high"]] == pytest.approx([-0.28, 0.28], abs=0.05)
