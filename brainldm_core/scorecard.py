@@ -23,8 +23,9 @@ def cell(value: float, low: float, high: float, form: str = ".2f") -> str:
     """A number with its interval, as far as they are known."""
     if not np.isfinite(value):
         return "–"
-    ends = f" [{low:{form}}, {high:{form}}]" if np.isfinite([low, high]).all() else ""
-    return f"{value:{form}}{ends}"
+    shown, *ends = (f"{number:{form}}" for number in (value, low, high))
+    shown, *ends = (text if text.strip("-0.") else text.lstrip("-") for text in (shown, *ends))  # no minus nought
+    return f"{shown} [{', '.join(ends)}]" if np.isfinite([low, high]).all() else shown
 
 
 def scorecard(found: Mapping[str, Mapping[str, Agreement]], units: Mapping[str, str]) -> pd.DataFrame:

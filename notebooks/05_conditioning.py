@@ -589,7 +589,8 @@ pages.say(
 
 # %% [markdown]
 # Brackets of the nulls are no intervals of an estimate but the middle 95 % of 1,000 dealings; a bias has none, since it
-# compares two means that no dealing changes. To stand above the null shows that a request is heard, not that it is heard
+# compares two means that no dealing changes. Where the ruler's bias is larger than all scatter, the mean error is hardly
+# smaller than its null although r is high: mean error alone would not tell a model that listens from one that does not. To stand above the null shows that a request is heard, not that it is heard
 # for itself: the shortcut of age is above it as well.
 #
 # ## Checks

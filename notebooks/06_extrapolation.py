@@ -239,8 +239,10 @@ pages.say(
 )
 
 # %% [markdown]
-# Both regions come from one cohort's people and noises, so their difference is not that of two cohorts. The ruler is tried on nobody
-# outside the range either: part of what it misses there may be its own.
+# Compare slopes before errors: with a slope other than 1 the bias drifts along the range, so that a region can have the
+# smaller error because two biases cancel there. Both regions come from one cohort's people and noises, so their
+# difference is not that of two cohorts. The ruler is tried on nobody outside the range either: part of what it misses
+# there may be its own.
 #
 # ## Checks
 

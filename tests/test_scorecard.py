@@ -69,3 +69,10 @@ def test_chance_of_a_number_is_its_mean_and_range_over_permuted_requests():
     row = scorecard.chance(asked, lambda dealt: np.corrcoef(dealt, found)[0, 1])
     assert row["n"] == 50 and abs(row["value"]) < 0.03
     assert [row["low"], row["high"]] == pytest.approx([-0.28, 0.28], abs=0.05)
+
+
+def test_cells_have_intervals_where_they_are_known_and_no_minus_nought():
+    assert scorecard.cell(-0.001, -0.2, 0.3) == "0.00 [-0.20, 0.30]"
+    assert scorecard.cell(-62.6, np.nan, np.nan, ".1f") == "-62.6"
+    assert scorecard.cell(10.0, -0.04, 20.0, ".1f") == "10.0 [0.0, 20.0]"
+    assert scorecard.cell(np.nan, 0, 1) == "–"
