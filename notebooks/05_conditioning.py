@@ -659,7 +659,7 @@ for key, row in reached.items():
 # ```
 
 # %% [markdown]
-# The last cell hands this page's numbers to the results of the run.
+# The last cells hand this page's numbers to the results of the run.
 
 # %%
 results = {
@@ -673,13 +673,16 @@ results = {
     "brain_age_beyond_volumes_r": beyond["samples"],
     "brain_age_beyond_volumes_ceiling_r": beyond["cohort"],
 }
+
+# %% [markdown]
+# Then accuracy with its null, and r with errors and slope of each covariate:
+
+# %%
 for name, key in {"samples": "sex_accuracy", "cohort": "sex_accuracy_ceiling"}.items():
     row = dict(right[name])
     results[key] = row | {"note": f"the more frequent sex: {row.pop('null'):.2f}"}
-swept_age = {"note": "age alone moved"}
-results |= conditioning.result_rows(
-    "brain_age_fixed_volumes", fixed, "years", **swept_age
-)
+key, note = "brain_age_fixed_volumes", "age alone moved"
+results |= conditioning.result_rows(key, fixed, "years", note=note)
 for (key, row), unit in zip(reached.items(), UNITS.values(), strict=True):
     floor = pages.expected(run, key)
     results |= conditioning.result_rows(key.removesuffix("_r"), row, unit, **floor)
