@@ -17,10 +17,10 @@ import numpy as np
 
 from . import __version__, nifti_sets
 from .errors import BrainLDMError
-from .evaluation import REAL, Row, at_all, distribution_rows, first
+from .evaluation import REAL, Row, at_all, distribution_rows
 from .evaluation_work import Work, finite, write_table
 from .features import Extractor, default_extractor, medicalnet_extractor, offline_extractor
-from .nifti_sets import NiftiSet
+from .nifti_sets import NiftiSet, first
 from .records import check_free, commit, hardware, write_json
 
 SAMPLES = "samples"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from .errors import BrainLDMError
 from .features import Extractor, extract
@@ -22,25 +20,25 @@ from .metrics import (
     pair_mean,
     prdc,
 )
+from .nifti_sets import first
+from .volume_sets import VolumeSet
 
-Volumes = Any  # (N, D, H, W): an array, or a set that reads on demand (``nifti_sets``)
 Row = dict[str, Any]
 REAL = "real"
 PAPER_GRID = (160, 224, 160)
-ENOUGH = 256  # pairs below which no equivalence is claimed
 
 
 def distribution_rows(
-    real: Volumes,
-    other_real: Volumes,
-    systems: Mapping[str, Volumes],
+    real: VolumeSet,
+    other_real: VolumeSet,
+    systems: Mapping[str, VolumeSet],
     extractor: Extractor,
     own_n: Collection[str] = (),
     pairs: int = 1000,
     k: int = 5,
     draws: int = 200,
     seed: int = 0,
-    features_of: Callable[[Volumes], np.ndarray] | None = None,
+    features_of: Callable[[VolumeSet], np.ndarray] | None = None,
     done: Callable[[str, int, Callable[[], Row]], Row] | None = None,
 ) -> list[Row]:
     """A row a system, the real one first: FID, KID, MS-SSIM, 4-G-R-SSIM, precision and its kin (table 1).
@@ -103,12 +101,7 @@ def at_all(reference: np.ndarray, found: np.ndarray, draws: int = 200, seed: int
     )
 
 
-def first(volumes: Volumes, n: int) -> Volumes:
-    """The first n of a set; nothing is read."""
-    return volumes.take(slice(n)) if hasattr(volumes, "take") and not isinstance(volumes, np.ndarray) else volumes[:n]
-
-
-def fid_note(extractor: Extractor, volumes: Volumes) -> str:
+def fid_note(extractor: Extractor, volumes: VolumeSet) -> str:
     """The extractor's words, and a warning where the grid (N, D, H, W) is not the paper's."""
     shape = tuple(volumes.shape[-3:])
     if extractor.comparable and shape != PAPER_GRID:
@@ -138,9 +131,7 @@ def _distance(
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _pairs(volumes: Volumes, pairs: int, seed: int) -> Row:
-    if isinstance(volumes, np.ndarray):
-        volumes = torch.from_numpy(np.ascontiguousarray(volumes, np.float32))[:, None]
+def _pairs(volumes: VolumeSet, pairs: int, seed: int) -> Row:
     similar = {"ms_ssim": pair_mean(ms_ssim, volumes, pairs, seed)}
     similar["four_g_r_ssim"] = pair_mean(four_g_r_ssim, volumes, pairs, seed)
     row: dict[str, Any] = {"pairs": similar["ms_ssim"].pairs, "ms_ssim_scales": ms_ssim_scales(volumes.shape[-3:])}
@@ -157,38 +148,3 @@ def _finite(mean: PairMean, end: str) -> float | None:
 def _neighbours(reference: np.ndarray, found: np.ndarray, k: int) -> dict[str, float]:
     k = min(k, len(reference) - 1, len(found) - 1)
     return {"k": k, **prdc(reference, found, k)}
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """Mean of ``n`` paired differences with its 95 % interval, and the margin set beforehand, in the same unit."""
-
-    n: int
-    difference: float
-    low: float
-    high: float
-    margin: float
-
-    @property
-    def shown(self) -> bool:
-        """Whether "as good as" is shown: at least 256 pairs and the whole interval inside the margin."""
-        return self.n >= ENOUGH and -self.margin < self.low and self.high < self.margin
-
-
-def equivalence(differences: np.ndarray, margin: float) -> Equivalence:
-    """Test of equivalence of two systems from paired differences (N,), one a subject: interval inside the margin.
-
-    Raises:
-        BrainLDMError: fewer than two differences, one that is not finite, or a margin that is not above zero.
-    """
-    from scipy.stats import t as student
-
-    differences = np.asarray(differences, float)
-    if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all() or not margin > 0:
-        raise BrainLDMError(
-            f"{differences.shape} differences, margin {margin}: at least 2 finite differences in one column and "
-            "a margin above 0 are needed"
-        )
-    n, mean = len(differences), float(differences.mean())
-    half = float(student.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-    return Equivalence(n, mean, mean - half, mean + half, float(margin))

@@ -17,6 +17,7 @@ from .dataset import read_nifti
 from .errors import BrainLDMError
 from .nifti_files import find_participants, find_volumes, read_grid, subject_of, to_ras
 from .records import settings_hash
+from .volume_sets import VolumeSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +161,11 @@ def _differs(shape: tuple, affine: np.ndarray, wanted: tuple, other: np.ndarray)
         return f"has voxels of {words[0]} mm, not of {words[1]} mm"
     gap = float(np.abs(affine - other).max())
     return f"does not place its voxels (up to {gap:.3g} mm or a turn apart)"
+
+
+def first(volumes: VolumeSet, n: int) -> VolumeSet:
+    """The first n of a set; nothing is read."""
+    return volumes.take(slice(n)) if isinstance(volumes, NiftiSet) else volumes[:n]
 
 
 def shuffled(volumes: NiftiSet, seed: int = 0) -> NiftiSet:

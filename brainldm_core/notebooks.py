@@ -26,7 +26,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "01_data": ("cohort",),
     "02_autoencoder": ("cohort", "autoencoder"),
     "05_conditioning": ("cohort", "autoencoder", "diffusion", "samples", "brain_age"),
-    "06_extrapolation": ("cohort", "autoencoder", "diffusion"),
+    "06_extrapolation": ("cohort", "autoencoder", "diffusion", "samples"),
     "07_baselines": ("cohort", "diffusion", "samples", "baselines"),
     "08_evaluation": ("cohort", "autoencoder", "diffusion", "samples", "baselines", "release"),
     "09_synthetic_dataset": ("cohort", "autoencoder", "diffusion", "release"),

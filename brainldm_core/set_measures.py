@@ -68,7 +68,7 @@ def warnings(sets: dict[str, NiftiSet], found: dict[str, dict[str, Any]], work: 
 
 def detail(sets: dict[str, NiftiSet], most: int) -> dict[str, Any]:
     """Quantiles of radially averaged power and median noise level of up to ``most`` volumes of each set."""
-    from .spectra import noise_level, radial_power
+    from .spectra import noise_level, power_spectrum
 
     spacing = np.linalg.norm(sets["reference"].affine[:3, :3], axis=0)
     found: dict[str, Any] = {"volumes": {}, "noise_level": {}, "power": {}}
@@ -76,7 +76,7 @@ def detail(sets: dict[str, NiftiSet], most: int) -> dict[str, Any]:
         rows = []
         for begin in range(0, min(most, len(sets[name])), 8):
             chunk = sets[name][begin : min(begin + 8, most)]
-            rows.append((radial_power(chunk, float(spacing.mean())), noise_level(chunk)))
+            rows.append((power_spectrum(chunk, float(spacing.mean())), noise_level(chunk)))
         noise = np.concatenate([noise for _, noise in rows])
         found["frequencies_per_mm"] = rows[0][0][0]
         found["volumes"][name] = len(noise)

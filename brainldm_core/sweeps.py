@@ -71,6 +71,16 @@ def cross_talk_requests(base: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataF
     return pd.concat(sweeps, ignore_index=True)
 
 
+def pushed(rows: pd.DataFrame, column: str, values: Sequence[float]) -> pd.DataFrame:
+    """The first rows of a table, each with one covariate replaced by a value of its own; ``moved`` names the covariate.
+
+    Shorter than ``values`` where there are fewer rows; the values that are left are spread over all that were given.
+    """
+    count = min(len(rows), len(values))
+    chosen = [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]
+    return rows[list(COLUMNS)].head(count).reset_index(drop=True).assign(**{column: chosen, "moved": column})
+
+
 def partial_requests(pipeline: Pipeline, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What may be left out of a request, by name: all, all but age, all but ventricles, nothing.
 
@@ -156,17 +166,20 @@ def draw(
     noises: Sequence[int],
     seed: int = 0,
     age: Callable[[np.ndarray], np.ndarray] | None = None,
+    crossed: bool = True,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Every request from every noise (a sample id), with DDIM: volumes (R x K, D, H, W) and what is measured in them.
 
-    Steps, eta and guidance are the profile's. Rows are ordered by request, then noise. ``age`` gives years for volumes
-    and fills ``measured_age_years``. Nothing is said of requests outside the training range: see ``outside``.
+    Steps, eta and guidance are the profile's. Rows are ordered by request, then noise; not ``crossed``: a noise each
+    request, R volumes. ``age`` gives years for volumes and fills ``measured_age_years``. Nothing is said of requests
+    outside the training range: see ``outside``.
     """
     from .samples import measure_all
     from .sampling import sample
 
-    table = requests.iloc[np.repeat(np.arange(len(requests)), len(noises))].reset_index(drop=True)
-    ids, usual = list(noises) * len(requests), pipeline.profile.sampling
+    times = len(noises) if crossed else 1
+    table = requests.iloc[np.repeat(np.arange(len(requests)), times)].reset_index(drop=True)
+    ids, usual = list(noises) * (len(requests) if crossed else 1), pipeline.profile.sampling
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the training range")
         volumes = sample(pipeline, table, ids, steps=usual.steps, eta=usual.eta, seed=seed)

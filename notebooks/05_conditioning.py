@@ -9,7 +9,8 @@
 # 1. judge a conditional model by correlation *and* by its errors in millilitres and years, beside the ceilings;
 # 2. say why a high correlation with age need not mean that the model listens to age;
 # 3. read a cross-talk matrix, and tell an answer to the request from an accident of the noise;
-# 4. ask for some covariates and leave the others open.
+# 4. ask for some covariates and leave the others open;
+# 5. set every number beside its ceiling and beside what ignoring the request would give.
 #
 # This is section 3.2 of {cite:t}`pinaya2022` with its figures 2 and 3. There, 1,000 samples gave r = 0.972 for the
 # ventricles and r = 0.692 for brain age. You need chapter 3 for the model.
@@ -21,14 +22,16 @@ seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
 # %% [markdown]
-# We need what draws, what measures, and what compares. Module `sweeps` makes requests that differ in one thing, module
-# `conditioning` compares them with the answers, and `brain_age` reads an age from a picture.
+# We need what draws, what measures, and what compares. Module `sweeps` makes requests that differ in one thing,
+# `conditioning` compares them with the answers, `interventions` says what else has moved, `regression` draws straight
+# lines, `scorecard` makes the tables, and `brain_age` reads an age from a picture.
 
 # %%
 import numpy as np
 import pandas as pd
 
-from brainldm_core import charts, conditioning, figures, pages, sweeps
+from brainldm_core import charts, conditioning, features, figures, interventions
+from brainldm_core import pages, regression, scorecard, sweeps
 from brainldm_core.covariates import COLUMNS, numeric
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
@@ -70,7 +73,7 @@ pages.say(
 # | ventricles (ml) | the morphometry of chapter 1, from intensities |
 # | brain volume, normalised for head size (ml) | the same |
 # | age (years) | a network that has learned to read age from the real training volumes |
-# | sex | a linear rule on three measured volumes: ventricles, brain, head |
+# | sex | a linear discriminant on three measured volumes: ventricles, brain, head; and one on features of the picture |
 #
 # A ruler has errors too. So every number below stands beside its **ceilings**: the same ruler on the real volumes whose
 # covariates were the requests (cohort), and on those volumes after a pass through the autoencoder (reconstructions).
@@ -122,10 +125,11 @@ charts.two_scatters(panels, "asked for", "measured")
 
 # %% [markdown]
 # The table has all three rulers on all three kinds of volumes. *Slope* is how much more is measured for one unit more
-# that is asked for. *Bias* is the mean of measured less requested, *mean error* the mean of its size.
+# that is asked for. *Bias* is the mean of measured less requested, *mean error* the mean of its size; both are in the unit
+# of the row. The brackets hold 95 % of what resampled rows give.
 
 # %%
-conditioning.scorecard(found, UNITS)
+scorecard.scorecard(found, UNITS)
 
 # %% tags=["hide-input"]
 ventricles, brain, age = (found[quantity]["samples"] for quantity in PAIRS)
@@ -148,12 +152,12 @@ pages.say(
 
 # %%
 VOLUMES = ["ventricular_volume_ml", "brain_volume_ml"]
-shortcut = conditioning.linear_prediction(
+shortcut = regression.linear_prediction(
     train[VOLUMES], train["age_years"], asked[VOLUMES]
 )
 alone = conditioning.agreement(asked["age_years"], shortcut)
 beyond = {
-    name: conditioning.partial_correlation(
+    name: regression.partial_row(
         table["age_years"], table["measured_age_years"], table[VOLUMES]
     )
     for name, table in tables.items()
@@ -175,7 +179,10 @@ pages.say(
     f"{found['age']['reconstructions'].note()}. The shortcut, two requested volumes and no picture: {alone.note()}. "
     "The paper reports r = 0.692 over 1,000 samples; in 291 real people volumes alone gave 0.695.\n\n"
     "What age has to say beyond the two volumes is a partial correlation: "
-    + ", ".join(f"{name} {pages.number(value)}" for name, value in beyond.items())
+    + ", ".join(
+        f"{name} {scorecard.cell(row['value'], row['low'], row['high'])}"
+        for name, row in beyond.items()
+    )
     + "."
 )
 
@@ -229,7 +236,7 @@ drift = {
     for quantity in ("ventricles", "brain volume")
 }
 pages.say(
-    f"With noise and volumes fixed: {fixed.note()}, slope {pages.number(fixed.slope)}. Over the same sweep the measured "
+    f"With noise and volumes fixed: {fixed.note()}, slope {scorecard.cell(*fixed.interval('slope'))}. Over the same sweep the measured "
     f"ventricles change by {pages.number(drift['ventricles'])} ml a year of requested age and the brain by "
     f"{pages.number(drift['brain volume'])} ml, although neither was asked to."
 )
@@ -242,9 +249,11 @@ pages.say(
 # ## Sex, as far as a picture shows it
 #
 # Nothing in a brain-only volume of coarse voxels says F or M outright. What differs between the sexes on average is the
-# size of the head. So we fit a straight line from three measured volumes to sex on the training scans, and ask how well
-# it separates women from men: the area under the ROC curve is the share of pairs, one of each, that are ordered rightly.
-# Chance is one half, and the cohort row is the ceiling.
+# size of the head. So we fit a straight line from three measured volumes to sex on the training scans. For two groups
+# that is Fisher's **linear discriminant**: least squares finds the same direction. Two numbers tell how well it separates
+# women from men. The area under the ROC curve is the share of pairs, one of each, that are ordered rightly; chance is one
+# half. Accuracy needs a threshold, which is fixed on the training scans, half way between the means of the two groups;
+# naming the more frequent sex every time reaches the share of the majority. The cohort row is the ceiling.
 
 # %%
 RULED = [
@@ -253,22 +262,25 @@ RULED = [
     "measured_intracranial_ml",
 ]
 learned = measure_all(scans.volumes("train")[:, 0].numpy(), scans.affine)
-sexes = {}
+men = numeric(train, "sex")
+of_training = regression.linear_prediction(learned[RULED], men, learned[RULED])
+threshold = regression.half_way(of_training, men)
+scores, sexes, right = {}, {}, {}
 for name, table in tables.items():
-    score = conditioning.linear_prediction(
-        learned[RULED], numeric(train, "sex"), table[RULED]
-    )
-    sexes[name] = conditioning.separation(score, numeric(table, "sex"))
-pd.DataFrame(sexes).T[["n", "value", "low", "high"]]
+    scores[name] = regression.linear_prediction(learned[RULED], men, table[RULED])
+    sexes[name] = regression.separation(scores[name], numeric(table, "sex"))
+    right[name] = regression.accuracy(scores[name], numeric(table, "sex"), threshold)
 
 # %% tags=["hide-input"]
 pages.say(
     "Sexes are told apart in "
     + "; ".join(
-        f"{name}: {pages.number(row['value'])} of pairs [{pages.number(row['low'])}, {pages.number(row['high'])}]"
+        f"{name}: {pages.number(row['value'])} of pairs [{pages.number(row['low'])}, {pages.number(row['high'])}], "
+        f"{scorecard.cell(*(right[name][key] for key in ('value', 'low', 'high')))} of heads named rightly"
         for name, row in sexes.items()
     )
-    + ". Where the ceiling itself holds one half, nothing can be said about the samples."
+    + f". The majority is {pages.number(right['samples']['null'])} of the requests. "
+    "Where the ceiling itself holds one half, nothing can be said about the samples."
 )
 
 # %% [markdown]
@@ -278,6 +290,37 @@ pages.say(
 # The requested ventricles and brain volume differ a little between the sexes as well, so a part of this could again be
 # a shortcut. The cross-talk matrix below moves sex alone.
 #
+# In people, sex shows in more than size. A second discriminant may use whatever the extractor of chapter 8 sees in the
+# picture. It has many more features than scans, so it is a ridge regression, whose penalty the training scans choose.
+
+# %%
+extractor = features.default_extractor()
+seen = features.extract(extractor, scans.volumes("train"))
+middle = regression.half_way(regression.ridge_prediction(seen, men, seen), men)
+sexes_seen, right_seen = {}, {}
+for name, table in tables.items():
+    looked_at = features.extract(extractor, volumes[name])
+    score = regression.ridge_prediction(seen, men, looked_at)
+    sexes_seen[name] = regression.separation(score, numeric(table, "sex"))
+    right_seen[name] = regression.accuracy(score, numeric(table, "sex"), middle)
+
+# %% tags=["hide-input"]
+better = sexes_seen["cohort"]["value"] > sexes["cohort"]["value"]
+pages.say(
+    f"Features of {extractor.name} tell the sexes apart in "
+    + "; ".join(
+        f"{name}: {scorecard.cell(row['value'], row['low'], row['high'])} of pairs"
+        for name, row in sexes_seen.items()
+    )
+    + f". On real volumes that is {'more' if better else 'no more'} than three measured volumes tell"
+    + (
+        "."
+        if better
+        else ": here such features are of no more use than size."
+    )
+)
+
+# %% [markdown]
 # ## One knob at a time
 #
 # Now the paper's figure 2. One noise, five ventricular volumes and five brain volumes, all else as in the median
@@ -347,7 +390,7 @@ spreads |= {
     "sex": 1.0,
     "measured_intracranial_ml": learned["measured_intracranial_ml"].std(),
 }
-matrix, error = conditioning.cross_talk(talk, list(DIALS), spreads)
+matrix, error = interventions.cross_talk(talk, list(DIALS), spreads)
 
 # %% [markdown]
 # Rows are knobs, columns are dials. The numbers after ± are standard errors over the noises.
@@ -372,7 +415,9 @@ heads = (
     / spreads["measured_intracranial_ml"]
 )
 real_step = heads.get(1.0, np.nan) - heads.get(0.0, np.nan)
-knob, dial, worst = conditioning.off_diagonal(matrix.rename(index=names, columns=DIALS))
+knob, dial, worst = interventions.off_diagonal(
+    matrix.rename(index=names, columns=DIALS)
+)
 pages.say(
     "On the diagonal: "
     + ", ".join(
@@ -421,7 +466,7 @@ figures.panels(
 tests = {}
 for quantity, (column, measured) in PAIRS.items():
     sign = float(np.sign(two[column].iloc[1] - two[column].iloc[0]))
-    tests[quantity] = conditioning.swap_test(
+    tests[quantity] = interventions.swap_test(
         swapped[measured].to_numpy().reshape(2, -1), sign
     )
 pd.DataFrame(tests).T.round(2)
@@ -477,6 +522,77 @@ pd.concat([means, everybody]).rename(columns=shown).round(1)
 # Four volumes a row are an illustration, no statistic. With nothing asked for, they should scatter as people do; with
 # age alone, ventricles should be larger than with nothing, because in the cohort they are.
 #
+# ## The scorecard
+#
+# All numbers of this chapter in one table, each with its interval, its ceilings, and its **null**: the same volumes
+# measured against requests that were dealt out to them at random. That is what a model would reach that draws good brains
+# and ignores what it is asked. First the three quantities with a unit.
+
+# %%
+card = {}
+for quantity, (column, measured) in PAIRS.items():
+    rows = found[quantity]
+    dealt = scorecard.null(asked[column], asked[measured])
+    rows = {name: rows[name] for name in ("samples", "cohort", "reconstructions")}
+    rows |= {scorecard.NULL: dealt}
+    card[quantity] = {
+        name: scorecard.numbers(row, UNITS[quantity]) for name, row in rows.items()
+    }
+
+# %% [markdown]
+# Then what belongs to age and sex alone. The null of *r beyond the volumes* deals out ages and leaves the volumes where
+# they are. Age read from two volumes and no picture is what a model reaches that obeys both volumes and ignores age; it
+# stands in the column of the nulls too.
+
+# %%
+past, straight = "r beyond the volumes", "r, two volumes and no picture"
+years, read, given = asked["age_years"], asked["measured_age_years"], asked[VOLUMES]
+for name, row in beyond.items():
+    card["age"][name][past] = row
+card["age"][scorecard.NULL][past] = scorecard.chance(
+    years, lambda dealt: regression.partial_correlation(dealt, read, given)
+)
+card["age"][scorecard.NULL][straight] = scorecard.numbers(alone, "years")["r"]
+dealt = scorecard.null(aged["age_years"], aged["measured_age_years"])
+card["age, all else fixed"] = {
+    name: scorecard.numbers(row, "years")
+    for name, row in {"samples": fixed, scorecard.NULL: dealt}.items()
+}
+
+# %% [markdown]
+# For sex the null of accuracy is the share of the more frequent one.
+
+# %%
+area, share = "area under ROC", "accuracy"
+rules = {"volumes": (sexes, right), "features": (sexes_seen, right_seen)}
+for kind, (areas, shares) in rules.items():
+    rows = {name: {area: areas[name], share: shares[name]} for name in areas}
+    part = card[f"sex by {kind}"] = {name: rows[name] for name in card["age"] if name in rows}
+    part[scorecard.NULL] = {
+        area: {"value": 0.5, "n": areas["samples"]["n"]},
+        share: {"value": shares["samples"]["null"], "n": shares["samples"]["n"]},
+    }
+scorecard.whole(card)
+
+# %% tags=["hide-input"]
+above = scorecard.above_null(card, "samples")
+pages.say(
+    "The whole interval of r, or of the area under the ROC curve, lies above the null for "
+    + (", ".join(above) or "nothing")
+    + f" ({len(above)} of the {len(card)} parts of the table)."
+    + (
+        " For the rest, a model that ignores its requests could have given such a number."
+        if len(above) < len(card)
+        else ""
+    )
+)
+
+# %% [markdown]
+# Brackets of the nulls are no intervals of an estimate but the middle 95 % of 1,000 dealings; a bias has none, since it
+# compares two means that no dealing changes. Where the ruler's bias is larger than all scatter, the mean error is hardly
+# smaller than its null although r is high: mean error alone would not tell a model that listens from one that does not. To stand above the null shows that a request is heard, not that it is heard
+# for itself: the shortcut of age is above it as well.
+#
 # ## Checks
 
 # %%
@@ -484,6 +600,7 @@ assert set(asked["participant_id"]) <= set(scans.rows("test")["participant_id"])
 for column, table in knobs.items():
     others = [name for name in COLUMNS if name != column]
     assert (table[others].nunique(dropna=False) == 1).all(), "one knob at a time"
+assert all(row["n"] == len(asked) for row in card["age"][scorecard.NULL].values())
 assert matrix.shape == (4, 4) and list(matrix.index) == list(COLUMNS)
 assert list(swapped["noise"]) == [0, 1, 2, 3] * 2
 assert not np.array_equal(pairs[0], pairs[1]), "another noise is another brain"
@@ -509,6 +626,7 @@ for key, row in reached.items():
 # - Cross-talk tells a model that mixes up its requests from a ruler that reads one thing in another.
 # - What follows the request changes sides in a swap; what belongs to the noise stays.
 # - With mask channels a request may be partial; the model fills in the rest.
+# - A number means little without its interval, its ceiling and its null.
 #
 # ## Exercises
 #
@@ -541,7 +659,7 @@ for key, row in reached.items():
 # ```
 
 # %% [markdown]
-# The last cell hands this page's numbers to the results of the run.
+# The last cells hand this page's numbers to the results of the run.
 
 # %%
 results = {
@@ -550,11 +668,21 @@ results = {
     "brain_age_volumes_alone_r": alone.result(note="two volumes, no picture"),
     "sex_separation": sexes["samples"],
     "sex_separation_ceiling": sexes["cohort"],
+    "sex_by_features": sexes_seen["samples"],
+    "sex_by_features_ceiling": sexes_seen["cohort"],
+    "brain_age_beyond_volumes_r": beyond["samples"],
+    "brain_age_beyond_volumes_ceiling_r": beyond["cohort"],
 }
-swept_age = {"note": "age alone moved"}
-results |= conditioning.result_rows(
-    "brain_age_fixed_volumes", fixed, "years", **swept_age
-)
+
+# %% [markdown]
+# Then accuracy with its null, and r with errors and slope of each covariate:
+
+# %%
+for name, key in {"samples": "sex_accuracy", "cohort": "sex_accuracy_ceiling"}.items():
+    row = dict(right[name])
+    results[key] = row | {"note": f"the more frequent sex: {row.pop('null'):.2f}"}
+key, note = "brain_age_fixed_volumes", "age alone moved"
+results |= conditioning.result_rows(key, fixed, "years", note=note)
 for (key, row), unit in zip(reached.items(), UNITS.values(), strict=True):
     floor = pages.expected(run, key)
     results |= conditioning.result_rows(key.removesuffix("_r"), row, unit, **floor)

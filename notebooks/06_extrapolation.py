@@ -8,7 +8,8 @@
 #
 # 1. turn the paper's normalised units into millilitres and back;
 # 2. say what a network can and cannot know outside its training range;
-# 3. tell, from a curve, an answer that extrapolates from one that saturates.
+# 3. tell, from a curve, an answer that extrapolates from one that saturates;
+# 4. score a model inside and outside its range, on requests of many people.
 #
 # This is figure 4 of {cite:t}`pinaya2022`. There, volumes beyond the range of 31,740 people still gave brains with larger
 # ventricles or less tissue, and even a negative ventricular volume gave a picture. You need chapter 5 for the requests.
@@ -26,16 +27,20 @@ runs: str = "runs"  # folder of all runs
 import numpy as np
 import pandas as pd
 
-from brainldm_core import charts, conditioning, figures, pages, sweeps
+from brainldm_core import charts, conditioning, figures, interventions, pages
+from brainldm_core import scorecard, sweeps
 from brainldm_core.covariates import COLUMNS, encode
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
+from brainldm_core.samples import sample_stage
 from brainldm_core.sampling import load_pipeline
 
 run = pages.begin(profile, cohort, seed, runs)
-train = load_cohort(run.stage("cohort")).rows("train")
+scans = load_cohort(run.stage("cohort"))
+train = scans.rows("train")
+sample_stage(run)
 pipeline = load_pipeline(run.folder)
-pages.banner(run, "autoencoder", "diffusion", subjects=len(train))
+pages.banner(run, "autoencoder", "diffusion", "samples", subjects=len(train))
 
 # %% tags=["hide-input"]
 pages.caution(len(train))
@@ -181,7 +186,9 @@ pd.DataFrame(slopes).T.round(2)
 
 # %% tags=["hide-input"]
 pages.say(
-    "\n\n".join(conditioning.beyond_in_words(name, row) for name, row in slopes.items())
+    "\n\n".join(
+        interventions.beyond_in_words(name, row) for name, row in slopes.items()
+    )
 )
 
 # %% [markdown]
@@ -190,6 +197,52 @@ pages.say(
 # done instead? Is the outline still a head, and is the tissue around the ventricles still tissue?
 #
 # The paper shows its panels without measurements, so there is no number of its to set beside these.
+#
+# ## Inside and outside, over many people
+#
+# To go beyond one median person we take held-out rows, twelve for each covariate. Each keeps its other covariates and the
+# noise of its sample in chapter 3; one covariate is pushed out of the range, to values spread from just beyond the end to
+# the paper's furthest panel. The samples that chapter 3 drew for held-out rows as they are stand beside them.
+
+# %%
+PUSHED = {"ventricular_volume_ml": (1.05, 1.9), "brain_volume_ml": (-0.05, -0.5)}
+test = scans.rows("test").head(run.profile.sampling.evaluation_samples)
+people = pd.concat(
+    sweeps.pushed(
+        test,
+        column,
+        sweeps.physical(pipeline.ranges, column, np.linspace(*ends, 12)),
+    )
+    for column, ends in PUSHED.items()
+)
+places = people.index.tolist()  # of the rows, which are the ids of their samples
+_, far = sweeps.draw(pipeline, people, places, seed=run.seed, crossed=False)
+
+# %% [markdown]
+# A row counts as outside when this covariate was asked for outside the training range. Bias is measured less requested.
+
+# %%
+_, near = pages.samples(run, "ddim")
+regions, names = {}, {"ventricles": "ventricular_volume_ml", "brain": "brain_volume_ml"}
+for quantity, column in names.items():
+    both = pd.concat([near, far[far["moved"] == column]], ignore_index=True)
+    regions[quantity] = conditioning.by_region(both, pipeline.ranges)[quantity]
+    regions[quantity].pop("all", None)
+scorecard.scorecard(regions, dict.fromkeys(regions, "ml"))
+
+# %% tags=["hide-input"]
+pages.say(
+    "\n\n".join(
+        interventions.regions_in_words(quantity, found)
+        for quantity, found in regions.items()
+    )
+)
+
+# %% [markdown]
+# Compare slopes before errors: with a slope other than 1 the bias drifts along the range, so that a region can have the
+# smaller error because two biases cancel there. Both regions come from one cohort's people and noises, so their
+# difference is not that of two cohorts. The ruler is tried on nobody outside the range either: part of what it misses
+# there may be its own.
 #
 # ## Checks
 
@@ -200,6 +253,7 @@ for column, values in PANELS.items():
     assert np.allclose(vector[known], np.array(values)[known], atol=1e-4), "units"
 assert list(answers["normalised"]) == [c for curve in CURVES.values() for c in curve]
 assert len(beyond) >= 2, "requests outside the range must be noticed"
+assert len(far) == len(people) and (far["noise"].to_numpy() == places).all()
 assert volumes.min() >= 0 and volumes.max() <= 1 and np.isfinite(volumes).all()
 inside = sweeps.outside(requests[requests["normalised"].between(0, 1)], pipeline.ranges)
 assert inside == [], "the ends of the range are inside it"
@@ -210,6 +264,7 @@ assert inside == [], "the ends of the range are inside it"
 # - A normalised unit is a statement about a cohort. Millilitres are a statement about a brain.
 # - Nothing in training says what a request outside the range should do; the layers decide.
 # - Extrapolation is a slope, not a picture: it goes on, falls off or turns round.
+# - A scorecard without its range says nothing of requests outside it; n, bias and slope differ there.
 # - A model answers impossible requests as readily as others, and says nothing of it. Its user has to.
 #
 # ## Exercises
@@ -253,4 +308,7 @@ for column, part in chosen.items():
         results[f"{name} at {value:g}, measured"] = row
     for side, value in slopes[name].items():
         results[f"{name}, slope {side} the range"] = {"value": round(value, 3)}
+for quantity, found in regions.items():
+    for region, row in found.items():
+        results |= conditioning.result_rows(f"{quantity}_{region}_range", row, "ml")
 finish_notebook(run, "06_extrapolation", pages.finite(results))

@@ -12,6 +12,7 @@ import time
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,15 +22,17 @@ from brainldm_core import doctor
 from brainldm_core.anatomy import Anatomy, make_anatomy
 from brainldm_core.diffusion import predict
 from brainldm_core.errors import BrainLDMError
-from brainldm_core.networks import build_unet, conditioning_width
+from brainldm_core.networks import build_autoencoder, build_unet, conditioning_width
 from brainldm_core.notebooks import with_package
 from brainldm_core.profiles import load_profile
-from brainldm_core.records import Run
+from brainldm_core.records import Run, read_json, write_json
+from brainldm_core.sampling import Pipeline, sample
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import carried  # noqa: E402
+import equivalence  # noqa: E402
 import forward  # noqa: E402
 import gpu_hour  # noqa: E402
 import gpu_training  # noqa: E402
@@ -227,3 +230,79 @@ def test_time_that_is_over_ends_a_step_and_failures_leave_a_note(tmp_path):
     assert not gpu_hour.do(fails, tmp_path, {}) and "ValueError: why" in (tmp_path / "fails.error.txt").read_text()
     assert gpu_hour.do(full, tmp_path, {"measured_on": "cpu"})
     assert json.loads((tmp_path / "full.json").read_text())["out_of_memory"] is True
+
+
+@pytest.fixture
+def trial(head, tmp_path, monkeypatch):
+    """A call of the trial of samplers on untrained networks and four people; gives its folder."""
+    profile = load_profile("smoke")
+    torch.manual_seed(0)
+    ranges = {"sex": (0, 1), "age_years": (44, 82), "ventricular_volume_ml": (5, 80), "brain_volume_ml": (1000, 1300)}
+    networks = [network.eval().requires_grad_(False) for network in (build_autoencoder(profile), build_unet(profile))]
+    pipeline = Pipeline(profile, *networks, ranges, 1.0, {"unet": "f" * 64}, {})
+    real = torch.rand(4, 1, *profile.grid.shape)
+    cohort = SimpleNamespace(volumes=lambda split: real, affine=profile.grid.affine)
+    monkeypatch.setattr(equivalence, "load_pipeline", lambda run: pipeline)
+    monkeypatch.setattr(equivalence, "load_cohort", lambda folder: cohort)
+    monkeypatch.setattr(equivalence, "atlas_anatomy", lambda spacing: head)
+    write_json(tmp_path / "run.json", {"cohort": "atlas", "profile": {"name": "smoke"}, "seed": 0})
+
+    def call(name: str, *more: str) -> Path:
+        out = tmp_path / name
+        equivalence.main([str(tmp_path), "--n", "4", "--steps", "4", "2", "--out", str(out), *more])
+        return out
+
+    return call
+
+
+def a_difference_of_samplers_is_that_of_their_errors(folder: Path, found: dict) -> None:
+    """The brain's row of DDIM 2 less DDIM 4, recomputed from the files of a trial."""
+    grid = load_profile("smoke").grid
+    people, table = equivalence.new_people(folder, grid, 4)
+    sets = [equivalence.drawn(folder, name) for name in ("DDIM 2", "DDIM 4")]
+    first, second = (equivalence.measure_all(volumes, grid.affine)["measured_brain_volume_ml"] for volumes in sets)
+    assert found["brain, signed error"]["difference"] == pytest.approx((first - second).mean())
+    errors = [(measured - table["brain_volume_ml"]).abs().mean() for measured in (first, second)]
+    assert found["brain, absolute error"]["difference"] == pytest.approx(errors[0] - errors[1])
+    assert found["brain, absolute error"]["one"] == pytest.approx(errors[0])
+    assert len(people) == 4 and table["sex"].isin(["F", "M"]).all()
+
+
+def test_a_stopped_trial_of_samplers_goes_on_and_its_margins_stay(trial, monkeypatch):
+    first = trial("whole")
+    whole = read_json(first / "equivalence.json")
+    assert whole["missing"] == [] and whole["timesteps"] == 20
+    assert [(pair["one"], pair["other"]) for pair in whole["comparisons"]] == [("DDIM 4", "DDPM"), ("DDIM 2", "DDIM 4")]
+    for row in (row for pair in whole["comparisons"] for row in pair["rows"].values()):
+        assert row["n"] == 4 and row["low"] <= row["difference"] <= row["high"]
+        assert not row["shown"]  # four pairs show nothing
+    a_difference_of_samplers_is_that_of_their_errors(first, whole["comparisons"][1]["rows"])
+
+    folder = trial("stopped", "--minutes", "0")
+    assert read_json(folder / "equivalence.json")["comparisons"] == []
+    assert read_json(folder / "equivalence.json")["missing"][-1] == "DDPM: 0 of 2 pieces"
+    margins = (folder / "margins.json").read_bytes()  # there before anything is drawn
+    calls = iter(range(4))
+
+    def dies(*arguments, **more):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(*arguments, **more)
+
+    monkeypatch.setattr(equivalence, "sample", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trial("stopped")
+    assert len(list(folder.glob("*/piece-*.npz"))) == 3
+    monkeypatch.setattr(equivalence, "sample", sample)
+    assert read_json(trial("stopped") / "equivalence.json")["comparisons"] == whole["comparisons"]
+    assert (folder / "margins.json").read_bytes() == margins
+
+
+def test_a_trial_of_samplers_refuses_other_settings_and_margins_after_the_fact(trial):
+    folder = trial("one", "--minutes", "0")
+    with pytest.raises(BrainLDMError, match="other settings"):
+        trial("one", "--n", "3")
+    equivalence.keep(folder / "ddpm" / "piece-00000.npz", np.zeros((2, 4, 4, 4)))
+    (folder / "margins.json").unlink()
+    with pytest.raises(BrainLDMError, match="margins come first"):
+        trial("one")

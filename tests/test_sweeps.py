@@ -58,6 +58,15 @@ def test_a_sweep_moves_one_covariate(rows):
     assert base["ventricular_volume_ml"] == 25
 
 
+def test_pushed_rows_keep_all_but_one_covariate_and_spread_over_the_values(rows):
+    table = sweeps.pushed(rows, "ventricular_volume_ml", [60.0, 70.0, 80.0])
+    assert table["ventricular_volume_ml"].tolist() == [60, 70, 80] and set(table["moved"]) == {"ventricular_volume_ml"}
+    kept = ["sex", "age_years", "brain_volume_ml"]
+    pd.testing.assert_frame_equal(table[kept], rows[kept].head(3))
+    few = sweeps.pushed(rows.tail(3), "brain_volume_ml", list(range(12)))  # fewer people than values
+    assert few["brain_volume_ml"].iloc[[0, -1]].tolist() == [0, 11] and few.index.tolist() == [0, 1, 2]
+
+
 def test_cross_talk_moves_every_covariate_once(rows):
     base = sweeps.typical_request(rows)
     table = sweeps.cross_talk_requests(base, rows)
@@ -135,6 +144,9 @@ def test_draw_gives_every_request_every_noise_and_is_quiet(rows, monkeypatch):
     assert table["measured_brain_volume_ml"].tolist() == list(range(6)) and len(volumes) == 6
     assert table["measured_age_years"].tolist() == [0, 2, 4, 6, 8, 10]
     assert "measured_age_years" not in sweeps.draw(pipeline, rows, [0])[1]
+    volumes, table = sweeps.draw(pipeline, rows, [5, 6, 7, 8, 8], crossed=False)  # a noise each
+    assert seen["ids"] == table["noise"].tolist() == [5, 6, 7, 8, 8] and len(volumes) == 5
+    assert table["age_years"].tolist() == rows["age_years"].tolist()
 
 
 @pytest.fixture
