@@ -15,6 +15,8 @@ from .metrics import (
     four_g_r_ssim,
     frechet_distance,
     kernel_distance,
+    median_bandwidth,
+    mmd,
     ms_ssim,
     ms_ssim_scales,
     pair_mean,
@@ -41,12 +43,12 @@ def distribution_rows(
     features_of: Callable[[VolumeSet], np.ndarray] | None = None,
     done: Callable[[str, int, Callable[[], Row]], Row] | None = None,
 ) -> list[Row]:
-    """A row a system, the real one first: FID, KID, MS-SSIM, 4-G-R-SSIM, precision and its kin (table 1).
+    """A row a system, the real one first: FID, KID, MMD, MS-SSIM, 4-G-R-SSIM, precision and its kin (table 1).
 
     Null and ceiling rows (reconstructions, a Gaussian fitted to the latents, nearest neighbours) are systems too.
     FID depends on how many volumes there are. All rows therefore have the same n, that of the smallest set, and each
     takes its first n volumes; a system named in ``own_n`` keeps its own number, and is judged by its own ``fid_floor``:
-    the FID of as many real volumes against the same reference.
+    the FID of as many real volumes against the same reference. MMD has one bandwidth for all rows, from real volumes.
 
     Args:
         real: the reference of every row, (N, D, H, W) float32 in [0, 1]: an array, or a set that reads on demand.
@@ -73,6 +75,8 @@ def distribution_rows(
     numbers = {name: min(len(sets[REAL]), len(sets[name])) if name in own_n else common for name in sets}
     reference = features_of(real)
     others = features_of(first(sets[REAL], max(numbers.values())))
+    bandwidth = median_bandwidth(reference, others)
+    squared = partial(mmd, bandwidth=bandwidth)
     rows = []
     for name, n in numbers.items():
         volumes = first(sets[name], n)
@@ -82,6 +86,8 @@ def distribution_rows(
             | _distance("fid", frechet_distance, reference, found, draws, seed)
             | {"fid_floor": frechet_distance(reference, others[:n])}
             | _distance("kid", kernel_distance, reference, found, draws, seed)
+            | _distance("mmd", squared, reference, found, draws, seed)
+            | {"mmd_bandwidth": bandwidth}
             | done(name, n, partial(_pairs, volumes, pairs, seed))
             | _neighbours(reference, found, k)
             | {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "note": fid_note(extractor, real)}

@@ -23,6 +23,8 @@ LEGEND = (
     ("FID, floor", "Fréchet distance of features to the reference, and that of as many other real volumes: no "
      "generator can be expected below it."),
     ("KID", "Kernel distance of the same features, without the bias of small n: about 0 for sets of one kind."),
+    ("MMD", "Maximum mean discrepancy (squared) with a Gaussian kernel, whose width is the median distance of real "
+     "volumes; about 0 for sets of one kind."),
     ("MS-SSIM, 4-G-R-SSIM", "Likeness of pairs within a set. The goal is the value of the real row: higher is less "
      "variety, lower may be noise."),
     ("Precision, density", "Realism: how many volumes lie near real ones, and near how many."),
@@ -80,13 +82,13 @@ def _brackets(row: Mapping[str, Any], metric: str) -> str:
 
 def table_1(rows: list[dict[str, Any]]) -> str:
     """Table 1 as HTML: values with intervals under them."""
-    head = ["Row", "n", "FID", "Floor at this n", "KID", "MS-SSIM", "4-G-R-SSIM"]
+    head = ["Row", "n", "FID", "Floor at this n", "KID", "MMD", "MS-SSIM", "4-G-R-SSIM"]
     lines, shares = [], []
     for row in rows:
         values = {metric: (f"{row[metric]:.3g}", _brackets(row, metric)) for metric in METRICS}
-        cells = [str(row["n"]), values["fid"], f"{row['fid_floor']:.3g}", values["kid"], values["ms_ssim"]]
+        cells = [str(row["n"]), values["fid"], f"{row['fid_floor']:.3g}", values["kid"], values["mmd"]]
         title = ROWS.get(row["model"], row["model"])
-        lines.append(html_page.number_row(title, [*cells, values["four_g_r_ssim"]]))
+        lines.append(html_page.number_row(title, [*cells, values["ms_ssim"], values["four_g_r_ssim"]]))
         shares.append(html_page.number_row(title, [str(row["n"]), *(f"{row[name]:.2f}" for name in SHARES)]))
     first = rows[0]
     caption = (
@@ -155,11 +157,14 @@ def _detail(found: Findings) -> str:
         "Radially averaged power. Left: medians and the middle 80 % of volumes. Right: medians relative to the "
         "reference. A curve that falls below 1 at the right is too smooth, one that rises above it is noisy.",
     )
+    apart = found.detail["log_spectral_distance"]
     words = [
         f"At the finest frequency samples have {finest['samples'] / finest['reference']:.2f} times the power of the "
         f"reference, other real volumes {finest['other real'] / finest['reference']:.2f} times. Noise level (an upper "
         f"bound, in grey values): samples {levels['samples']:.4f}, reference {levels['reference']:.4f}, other real "
-        f"{levels['other real']:.4f}. n = {', '.join(f'{n} {name}' for name, n in found.detail['volumes'].items())}."
+        f"{levels['other real']:.4f}. The spectrum of samples is {apart['samples']:.2f} dB from the "
+        f"reference's, that of other real volumes {apart['other real']:.2f} dB (log-spectral distance). "
+        f"n = {', '.join(f'{n} {name}' for name, n in found.detail['volumes'].items())}."
     ]
     return html_page.paragraphs(words + ([found.detail["note"]] if "note" in found.detail else [])) + figure
 

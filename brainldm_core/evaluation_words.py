@@ -9,7 +9,7 @@ from .answers import nearer
 from .comparison import known, paper_value, with_interval
 from .evaluation import PAPER_GRID, REAL
 
-METRICS = {"fid": "FID", "kid": "KID", "ms_ssim": "MS-SSIM", "four_g_r_ssim": "4-G-R-SSIM"}
+METRICS = {"fid": "FID", "kid": "KID", "mmd": "MMD", "ms_ssim": "MS-SSIM", "four_g_r_ssim": "4-G-R-SSIM"}
 SHARES = ("precision", "recall", "density", "coverage")
 
 

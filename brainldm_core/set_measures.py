@@ -11,7 +11,7 @@ import numpy as np
 
 from . import nifti_sets
 from .errors import BrainLDMError
-from .nifti_sets import NiftiSet, requests
+from .nifti_sets import NiftiSet, first, requests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,20 +68,22 @@ def warnings(sets: dict[str, NiftiSet], found: dict[str, dict[str, Any]], work: 
 
 def detail(sets: dict[str, NiftiSet], most: int) -> dict[str, Any]:
     """Quantiles of radially averaged power and median noise level of up to ``most`` volumes of each set."""
-    from .spectra import noise_level, power_spectrum
+    from .spectra import log_spectral_distance, noise_level, power_spectrum
 
     spacing = np.linalg.norm(sets["reference"].affine[:3, :3], axis=0)
-    found: dict[str, Any] = {"volumes": {}, "noise_level": {}, "power": {}}
+    found: dict[str, Any] = {"volumes": {}, "noise_level": {}, "power": {}, "log_spectral_distance": {}}
+    spectra = {}
     for name in ("reference", "other real", "samples"):
-        rows = []
-        for begin in range(0, min(most, len(sets[name])), 8):
-            chunk = sets[name][begin : min(begin + 8, most)]
-            rows.append((power_spectrum(chunk, float(spacing.mean())), noise_level(chunk)))
-        noise = np.concatenate([noise for _, noise in rows])
-        found["frequencies_per_mm"] = rows[0][0][0]
-        found["volumes"][name] = len(noise)
-        found["power"][name] = np.quantile(np.concatenate([power for (_, power), _ in rows]), QUANTILES, axis=0)
+        some = first(sets[name], most)
+        frequencies, spectra[name] = power_spectrum(some, float(spacing.mean()))
+        noise = noise_level(some)
+        found["frequencies_per_mm"] = frequencies
+        found["volumes"][name] = len(some)
+        found["power"][name] = np.quantile(spectra[name], QUANTILES, axis=0)
         found["noise_level"][name] = float(np.nanmedian(noise)) if np.isfinite(noise).any() else float("nan")
+    for name in ("samples", "other real"):
+        apart = log_spectral_distance(frequencies, spectra[name], spectra["reference"])
+        found["log_spectral_distance"][name] = apart
     if np.ptp(spacing) > 0.01:
         found["note"] = f"voxels are not cubes: frequencies are those of their mean side, {spacing.mean():.3g} mm"
     return found

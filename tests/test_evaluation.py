@@ -40,6 +40,9 @@ def test_each_number_is_that_of_its_metric(sets, rows):
         floor = metrics.frechet_distance(real, features.extract(extractor, sets["other"][:n]))
         assert row["fid_floor"] == pytest.approx(floor, rel=1e-6)
         assert row["kid"] == pytest.approx(metrics.kernel_distance(real, found), abs=1e-9)
+        other = features.extract(extractor, sets["other"][:11])
+        width = metrics.median_bandwidth(real, other)
+        assert row["mmd_bandwidth"] == width and row["mmd"] == metrics.mmd(real, found, width)
         for key, value in metrics.prdc(real, found, 3).items():
             assert row[key] == value
         tensor = torch.from_numpy(volumes)[:, None]
@@ -47,7 +50,7 @@ def test_each_number_is_that_of_its_metric(sets, rows):
             mean, key = metrics.pair_mean(metric, tensor, 30), metric.__name__
             assert [row[key], row[f"{key}_low"], row[f"{key}_high"]] == pytest.approx([mean.value, mean.low, mean.high])
         assert row["pairs"] == min(30, n * (n - 1) // 2)
-        for key in ("fid", "kid", "ms_ssim", "four_g_r_ssim"):
+        for key in ("fid", "kid", "mmd", "ms_ssim", "four_g_r_ssim"):
             assert row[f"{key}_low"] <= row[key] <= row[f"{key}_high"]
         assert row["extractor"] == "octants" and row["extractor_sha256"] == "f" * 64
         assert "not comparable with the paper's FID" in row["note"]
