@@ -198,6 +198,27 @@ def draw_pairs(n: int, pairs: int, seed: int = 0) -> np.ndarray:
     return np.where(rng.random((len(rows), 1)) < 0.5, rows, rows[:, ::-1])  # for the metrics that are not symmetric
 
 
+def pair_values(metric: Callable, volumes: torch.Tensor, pairs: np.ndarray) -> np.ndarray:
+    """``metric`` (x, y) -> (B,) of each of ``pairs`` (P, 2) of volumes (N, 1, D, H, W), in double precision (P,).
+
+    Raises:
+        BrainLDMError: volumes that the metric refuses.
+    """
+    n, rows = len(volumes), torch.from_numpy(np.asarray(pairs))
+    prepare, compare, side = _SPLIT.get(metric, (lambda x: (x,), lambda x, y: metric(x[0], y[0]), 1))
+    _volumes(volumes, side=side)
+    one = prepare(volumes[:1])
+    keep = n * sum(part.nbytes for part in one) <= CACHE_BYTES
+    cached = [torch.cat(part) for part in zip(*map(prepare, volumes.split(16)), strict=True)] if keep else None
+
+    def parts(index: torch.Tensor) -> Parts:
+        return tuple(part[index] for part in cached) if keep else prepare(volumes[index])
+
+    batches = rows.split(max(1, BATCH_VOXELS // volumes[0].numel()))
+    values = torch.cat([compare(parts(batch[:, 0]), parts(batch[:, 1])) for batch in batches])
+    return values.double().cpu().numpy()
+
+
 def pair_mean(metric: Callable, volumes: torch.Tensor, pairs: int = 1000, seed: int = 0) -> PairMean:
     """Mean of ``metric`` (x, y) -> (B,) over random pairs i != j of volumes (N, 1, D, H, W) (table 1 of the paper).
 
@@ -210,20 +231,9 @@ def pair_mean(metric: Callable, volumes: torch.Tensor, pairs: int = 1000, seed: 
     n = len(volumes)
     if n < 2 or pairs < 1:
         raise BrainLDMError(f"{pairs} pairs of {n} volumes: at least 1 pair of 2 volumes is needed; give more")
-    prepare, compare, side = _SPLIT.get(metric, (lambda x: (x,), lambda x, y: metric(x[0], y[0]), 1))
-    _volumes(volumes, side=side)
-    rows = torch.from_numpy(draw_pairs(n, pairs, seed))
-    one = prepare(volumes[:1])
-    keep = n * sum(part.nbytes for part in one) <= CACHE_BYTES
-    cached = [torch.cat(part) for part in zip(*map(prepare, volumes.split(16)), strict=True)] if keep else None
-
-    def parts(index: torch.Tensor) -> Parts:
-        return tuple(part[index] for part in cached) if keep else prepare(volumes[index])
-
-    batches = rows.split(max(1, BATCH_VOXELS // volumes[0].numel()))
-    values = torch.cat([compare(parts(batch[:, 0]), parts(batch[:, 1])) for batch in batches])
-    values = values.double().cpu().numpy()
-    error = _jackknife(values, rows.numpy(), n)
+    rows = draw_pairs(n, pairs, seed)
+    values = pair_values(metric, volumes, rows)
+    error = _jackknife(values, rows, n)
     half = error * student.ppf(0.975, n - 1)
     return PairMean(float(values.mean()), error, float(values.mean() - half), float(values.mean() + half), len(rows), n)
 
