@@ -48,15 +48,14 @@ class Portrait:
         return Portrait(*(part[rows] for part in parts), self.measured.iloc[rows].reset_index(drop=True))
 
 
-def portray(
-    volumes: np.ndarray, spaces: Mapping[str, Space], affine: Any, known: Mapping[str, np.ndarray] | None = None
-) -> Portrait:
-    """Portrait of volumes (N, D, H, W); ``known``: rows in a space that are there already, by its key."""
+def portray(volumes: np.ndarray, spaces: Mapping[str, Space], affine: Any, known: str | None = None) -> Portrait:
+    """Portrait of volumes (N, D, H, W); ``known``: they are the ``training`` or ``held_out`` scans of the spaces."""
     spacing = float(np.abs(np.diag(np.asarray(affine, float))[:3]).mean())
-    rows = {key: (known or {}).get(key) for key in ("features", "latents")}
-    rows = {key: spaces[key].embed(volumes) if there is None else there for key, there in rows.items()}
+    seen, inside = (
+        getattr(spaces[key], known) if known else spaces[key].embed(volumes) for key in ("features", "latents")
+    )
     finest = radial_power(volumes, spacing)[1][:, -1]
-    return Portrait(rows["features"], rows["latents"], noise_level(volumes), finest, measure_all(volumes, affine))
+    return Portrait(seen, inside, noise_level(volumes), finest, measure_all(volumes, affine))
 
 
 @dataclass(frozen=True)
@@ -164,6 +163,26 @@ def judge_faults(
         rows[fault.name, fault.severity] = bench.system(volumes, bench.requests.iloc[fault.asked], seen, found)
     table = pd.DataFrame.from_dict(rows, orient="index")[list(METRICS)]
     return table.set_axis(pd.MultiIndex.from_tuples(rows, names=["generator", "severity"]))
+
+
+def with_models(
+    judged: pd.DataFrame,
+    bench: Bench,
+    models: Mapping[str, tuple[np.ndarray, pd.DataFrame]],
+    seen: np.ndarray,
+    spaces: Mapping[str, Space],
+    affine: Any,
+) -> pd.DataFrame:
+    """``judged`` with a row for each of other systems, first: name -> (volumes (n, D, H, W), rows asked for)."""
+    import pandas as pd
+
+    rows = {
+        (name, ""): bench.system(volumes, asked, seen, portray(volumes, spaces, affine))
+        for name, (volumes, asked) in models.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")[list(METRICS)]
+    table = table.set_axis(pd.MultiIndex.from_tuples(rows, names=judged.index.names))
+    return pd.concat([table, judged])
 
 
 def standardised(values: pd.DataFrame, healthy: pd.DataFrame) -> pd.DataFrame:

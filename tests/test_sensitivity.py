@@ -40,13 +40,8 @@ def bench():
         name: Space(name, embed, embed(people), embed(others))
         for name, embed in (("latents", coarse), ("features", seen))
     }
-    known, held_out = (
-        sensitivity.portray(part, spaces, AFFINE, {key: rows for key, rows in given.items()})
-        for part, given in (
-            (people, {key: space.training for key, space in spaces.items()}),
-            (others, {key: space.held_out for key, space in spaces.items()}),
-        )
-    )
+    known = sensitivity.portray(people, spaces, AFFINE, "training")
+    held_out = sensitivity.portray(others, spaces, AFFINE, "held_out")
     requests = pd.DataFrame({"brain_volume_ml": known.measured[MEASURED], "ventricular_volume_ml": np.nan})
     return sensitivity.Bench(known, held_out, requests, people, 20), spaces
 
