@@ -107,12 +107,12 @@ class Bench:
             **prdc(real.features, found.features, self.k),
             "noise level": _median(found.noise),
             "finest power": _median(found.finest) / _median(real.finest),
-            "copies, share": copies.share,
-            "copies, flagged": copies.flagged,
+            "copies (share)": copies.share,
+            "copies (flagged)": copies.flagged,
         }
         for name, (request, column) in ASKED_AND_MEASURED.items():
-            values[f"{name}, r"] = agreement(asked[request], found.measured[column], draws=1).r
-            values[f"{name}, d"] = cohens_d(found.measured[column], real.measured[column])[0]
+            values[f"{name} (r)"] = agreement(asked[request], found.measured[column], draws=1).r
+            values[f"{name} (d)"] = cohens_d(found.measured[column], real.measured[column])[0]
         return values
 
     def healthy(self, draws: int = 200) -> pd.DataFrame:
@@ -140,7 +140,7 @@ class Bench:
 
 METRICS = (
     "FID", "KID", "MS-SSIM", "4-G-R-SSIM", "precision", "recall", "density", "coverage", "noise level",
-    "finest power", "copies, share", "copies, flagged", "ventricles, r", "brain, r", "ventricles, d", "brain, d",
+    "finest power", "copies (share)", "copies (flagged)", "ventricles (r)", "brain (r)", "ventricles (d)", "brain (d)",
 )  # fmt: skip
 
 
@@ -208,22 +208,18 @@ def family_limit(distances: pd.DataFrame, rate: float = 0.05) -> float:
     return max(OUTSIDE, float(distances.abs().max(axis=1).quantile(1 - rate)))
 
 
-def what_is_seen(caught: pd.DataFrame) -> pd.DataFrame:
-    """For every metric the faults that it catches, from which severity on, and those it catches at none."""
-    import pandas as pd
-
-    rows = {}
+def what_is_seen(caught: pd.DataFrame) -> str:
+    """A Markdown table: for every metric the faults that it catches, and from which severity on, and the others."""
+    names = list(dict.fromkeys(caught.index.get_level_values(0)))
+    lines = ["| metric | catches, from | is blind to |", "|:--|:--|:--|"]
     for metric in caught:
         first: dict[str, str] = {}
         for (fault, severity), here in caught[metric].items():
             if here:
                 first.setdefault(fault, severity)
-        names = list(dict.fromkeys(caught.index.get_level_values(0)))
-        rows[metric] = {
-            "catches, from": "; ".join(f"{fault} ({severity})" for fault, severity in first.items()) or "nothing",
-            "is blind to": ", ".join(name for name in names if name not in first) or "nothing",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        sees = "; ".join(f"{fault} ({severity})" for fault, severity in first.items()) or "nothing"
+        lines.append(f"| {metric} | {sees} | {', '.join(name for name in names if name not in first) or 'nothing'} |")
+    return "\n".join(lines)
 
 
 def in_words(caught: pd.DataFrame) -> list[str]:

@@ -150,6 +150,7 @@ def in_words(
         f"{over_null['gain']:+.1f} years [{over_null['gain low']:+.1f}, {over_null['gain high']:+.1f}]). Its answers "
         f"go with age at r = {made['r']:.2f} [{made['r low']:.2f}, {made['r high']:.2f}], those after real scans at "
         f"{real['r']:.2f}, and are {made['bias']:+.1f} years off on average.\n\nThe other way round, the reader "
-        f"trained on real scans reads {synthetic} synthetic brains with r = {reverse['r']:.2f} [{reverse['r low']:.2f}, "
-        f"{reverse['r high']:.2f}] and an error of {reverse['MAE']:.1f} years, {reverse['bias']:+.1f} on average."
+        f"trained on real scans reads {synthetic} synthetic brains with r = {reverse['r']:.2f} "
+        f"[{reverse['r low']:.2f}, {reverse['r high']:.2f}] and an error of {reverse['MAE']:.1f} years, "
+        f"{reverse['bias']:+.1f} on average."
     )
