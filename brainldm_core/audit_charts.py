@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .figures import COLOURS, canvas
+from .figures import COLOURS, WIDTH, canvas
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,4 +75,55 @@ def effects(table: pd.DataFrame, rate: float = 0.05) -> Figure:
         axis.set_yticks(range(len(table)), list(table.index))
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.set_xlabel("samples less real, in standard deviations (Cohen's d, 95 % interval)")
+    return figure
+
+
+def sensitivity(distances: pd.DataFrame, limit: float, outside: float = 1.96, top: float = 10.0) -> Figure:
+    """Distances of ``sensitivity.standardised``, a row a generator (kind, severity) and a column a metric.
+
+    Orange is above healthy people and violet below; a disc marks what lies beyond ``limit``, a ring what lies beyond
+    ``outside`` only. Colours end at ``top``.
+    """
+    rows, columns = distances.shape
+    values = distances.to_numpy(float)
+    with canvas(1, 1, (WIDTH, 0.235 * rows + 1.6)) as (figure, axes):
+        axis = axes[0, 0]
+        picture = axis.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
+        for row, column in np.argwhere(np.abs(values) > outside):
+            far = abs(values[row, column])
+            dark = far > 0.6 * top
+            style = {"color": "white" if dark else "black", "markersize": 4, "markeredgewidth": 0.8}
+            axis.plot(column, row, "o", fillstyle="full" if far > limit else "none", **style)
+        for row, column in np.argwhere(~np.isfinite(values)):
+            axis.text(column, row, "–", ha="center", va="center", fontsize=7)
+        axis.set_xticks(range(columns), list(distances.columns), rotation=55, ha="left", rotation_mode="anchor")
+        axis.xaxis.tick_top()
+        axis.set_yticks(
+            range(rows), [f"{kind}, {severity}" if severity else kind for kind, severity in distances.index]
+        )
+        kinds = [kind for kind, _ in distances.index]
+        for row in range(1, rows):
+            if kinds[row] != kinds[row - 1]:
+                axis.axhline(row - 0.5, color="0.3", linewidth=0.6)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0, labelsize=7.5)
+        bar = figure.colorbar(picture, ax=axis, shrink=0.5, pad=0.02, extend="both")
+        bar.set_label("distance from healthy people\n(1.96: edge of their 95 %)", fontsize=7.5)
+        bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def age_readings(rows: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Mean absolute error (years) and gain of ``transfer.compare_arms``, a row an arm, each with its 95 % interval."""
+    names = list(rows)
+    panels = (("MAE", "low", "high", "mean absolute error (years)"), ("gain", "gain low", "gain high", "gain (years)"))
+    with canvas(1, 2, (WIDTH, 0.3 * len(names) + 0.9), sharey=True) as (figure, axes):
+        for axis, (middle, low, high, title) in zip(axes[0], panels, strict=True):
+            for place, row in enumerate(rows.values()):
+                axis.plot([row[low], row[high]], [place, place], color=COLOURS[0], linewidth=1.6)
+                axis.plot(row[middle], place, "o", color=COLOURS[0], markersize=5)
+            axis.set_xlabel(title)
+        axes[0, 1].axvline(0, color="0.55", linestyle="--", linewidth=1)
+        axes[0, 0].set_yticks(range(len(names)), names)
+        axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -64,6 +64,7 @@ def audit(
     held_out: Rows,
     training_subjects: Sequence[Any] | None = None,
     held_out_subjects: Sequence[Any] | None = None,
+    held_out_kin: Sequence[Any] | None = None,
     false_positive_rate: float = 0.05,
     draws: int = 1000,
     seed: int = 0,
@@ -73,6 +74,10 @@ def audit(
     For the share, reference sets have equal size: it is the mean over all subsets of the larger set, in closed form.
     The innocent range exchanges training and held-out labels among subjects, so it knows that one central subject can
     be the nearest of many samples. Single samples are judged against the whole training set.
+
+    Args:
+        held_out_kin: whose anatomy each held-out row was bent from (K,). A held-out subject stands for an innocent
+            sample, which has no kin: scans of its own anatomy do not count among its strangers.
 
     Raises:
         BrainLDMError: rows do not fit together, or a subject is in both sets.
@@ -88,7 +93,7 @@ def audit(
     share, ratios = float(_shares(order, labels).mean()), _ratios(known.min(1), unseen.min(1))
     spread = np.array([_resampled(order, labels, rng) for _ in range(draws)])
     shares, logs = np.array([_exchanged(pooled, order, rng.permutation(labels)) for _ in range(draws)]).T
-    innocents = _innocent_ratios(training, held_out, training_subjects, held_out_subjects)
+    innocents = _innocent_ratios(training, held_out, training_subjects, held_out_subjects, held_out_kin)
     threshold = _threshold(innocents, false_positive_rate)
     # Drawn again, some sources are left out and copies lose them: the spread holds, its centre does not.
     low, high = np.clip(share + np.quantile(spread - spread.mean(), [0.025, 0.975]), 0, 1)
@@ -155,11 +160,14 @@ def _ratios(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         return np.where((known == 0) & (unseen == 0), 1.0, known / unseen)
 
 
-def _innocent_ratios(training: Rows, held_out: Rows, train: Sequence | None, test: Sequence | None) -> np.ndarray:
+def _innocent_ratios(
+    training: Rows, held_out: Rows, train: Sequence | None, test: Sequence | None, kin: Sequence | None = None
+) -> np.ndarray:
     """(S,) ratios of real held-out subjects, each held against training and against the other held-out ones."""
     known, _ = by_subject(distances(held_out, training), train)
     names = list(range(len(known))) if test is None else list(test)
-    same = np.array([[one == two for two in names] for one in names])
+    kin = names if kin is None or len(set(kin)) < 2 else list(kin)
+    same = np.array([[one == two for two in kin] for one in kin])
     among = np.where(same, np.inf, distances(held_out, held_out))
     return by_subject(_ratios(known.min(1), among.min(1))[None], names)[0][0]
 

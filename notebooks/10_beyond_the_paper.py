@@ -1,16 +1,18 @@
 # %% [markdown]
 # # Beyond the paper: copies, coverage and what averages hide
 #
-# **Promise.** You ask the model four questions that the paper does not: does it copy the people it learned from, does it
-# cover the others, has it their detail and their noise, and do its brains measure like real ones, region by region and for
-# old and young. Each answer stands beside systems that are no models at all.
+# **Promise.** You ask the model five questions that the paper does not: does it copy the people it learned from, does it
+# cover the others, has it their detail and their noise, do its brains measure like real ones, region by region and for
+# old and young, and can somebody learn from them. Each answer stands beside systems that are no models at all, and beside
+# what it would have been had the model failed.
 #
 # **Goals.** After this chapter you can
 #
 # 1. search a model for copies of its training scans, and say what your search would have missed;
 # 2. read precision, recall, density and coverage beside null and ceiling rows;
 # 3. tell with a spectrum what a picture hides;
-# 4. test many quantities at once without being fooled by one of them.
+# 4. test many quantities at once without being fooled by one of them;
+# 5. say which fault a metric sees, and to which it is blind.
 #
 # You need chapter 3 for the model, chapter 8 for features of volumes, and chapter 9 for the released set.
 
@@ -28,8 +30,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brainldm_core import audit_charts, audits, differences, features, figures
-from brainldm_core import nulls, pages, spectra
+from brainldm_core import audit_charts, audits, differences, faults, features, figures
+from brainldm_core import nulls, pages, sensitivity, spectra, transfer
 from brainldm_core.dataset import load_cohort
 from brainldm_core.metrics import prdc
 from brainldm_core.release_run import find_release, read_release
@@ -205,9 +207,21 @@ pages.say(
 )
 
 # %% [markdown]
-# A simulated cohort makes this search harder than real scans would. All of its brains are warps of one anatomy, so
-# strangers look alike, and "a training person" means a warp, not an identity.
+# ### Persons, or anatomies?
 #
+# A simulated cohort makes this search harder than real scans would. Its people are anatomies that were bent, so "a training
+# person" means a bend, not an identity. A model that has learned its training anatomies by heart, and bends them anew,
+# copies no person and still knows nobody else. The same search can be asked about anatomies: each is as far away as the
+# nearest of its people, and each side has as many people of each.
+
+# %%
+anatomies = audits.by_anatomy(found, scans, fresh, seed=run.seed)
+anatomies.round(3) if len(anatomies) else None
+
+# %% tags=["hide-input"]
+pages.say(audits.anatomies_in_words(scans, anatomies))
+
+# %% [markdown]
 # ## Is it near, and does it cover?
 #
 # One distance between two sets cannot say whether brains are unreal or whether some kinds are missing. Four shares can. With
@@ -237,9 +251,20 @@ systems = {
 }
 
 # %% [markdown]
+# And **failures**, made from training people: a few of them again and again, and all of them blurred.
+
+# %%
+few, sigma = max(1, n // 16), 0.6
+failed = {
+    f"{few} people only": training[np.arange(n) % few],
+    "blurred": np.stack([faults.blurred(each, None, sigma) for each in training[:n]]),
+}
+systems |= failed
+
+# %% [markdown]
 # They look like this:
 
-# %% mystnb={"figure": {"caption": "Ceilings, nulls and the model: volumes of each system. Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-systems"}, "image": {"alt": "Rows of axial slices of real brains, reconstructions, draws of a Gaussian, resampled scans, samples and released volumes."}}
+# %% mystnb={"figure": {"caption": "Ceilings, nulls, the model and failures: volumes of each system. Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-systems"}, "image": {"alt": "Rows of axial slices of real brains, reconstructions, draws of a Gaussian, resampled scans, samples, released volumes, a few people repeated, and blurred brains."}}
 figures.rows_of({name: part[:7] for name, part in systems.items()})
 
 # %% [markdown]
@@ -268,6 +293,9 @@ pages.say(
     )
     + f" The resampler, which gives back training scans and nothing else, has {copied['precision']:.2f} and "
     f"{copied['coverage']:.2f}: these four shares do not see copying, and are to be read together with the search above."
+    f" Had the model drawn the same {few} people again and again, precision would still be "
+    f"{shares.loc[f'{few} people only', 'precision']:.2f}, but recall {shares.loc[f'{few} people only', 'recall']:.2f}; had "
+    f"it blurred, precision would be {shares.loc['blurred', 'precision']:.2f}."
 )
 
 # %% [markdown]
@@ -310,12 +338,13 @@ pages.say(
 #
 # with $V$ voxels. White noise of variance $\sigma^2$ has the power $\sigma^2$ at every frequency.
 
-# %% mystnb={"figure": {"caption": "Radially averaged power spectra. Left: medians and the middle 80 % of volumes; right: medians relative to real held-out scans. The axis ends at the highest frequency that the voxels can hold.", "name": "fig-spectra"}, "image": {"alt": "Falling curves of power against spatial frequency for real scans, reconstructions, samples and a Gaussian, and their ratios to the real scans."}}
+# %% mystnb={"figure": {"caption": "Radially averaged power spectra. Left: medians and the middle 80 % of volumes; right: medians relative to real held-out scans. The axis ends at the highest frequency that the voxels can hold.", "name": "fig-spectra"}, "image": {"alt": "Falling curves of power against spatial frequency for real scans, reconstructions, samples, a Gaussian and blurred scans, and their ratios to the real scans."}}
 kinds = {
     "real": held_out[:n],
     "reconstructions": rebuilt[:n],
     "samples": ddim[:n],
     "Gaussian": systems["Gaussian"],
+    "blurred": systems["blurred"],
 }
 spacing = run.profile.grid.spacing_mm
 curves = {name: spectra.power_spectrum(part, spacing) for name, part in kinds.items()}
@@ -347,7 +376,9 @@ pages.say(
     f"At the finest frequency, {frequencies[-1]:.2g} cycles/mm, the samples have {finest['samples']:.2f} times the power of real "
     f"scans and the reconstructions {finest['reconstructions']:.2f} times (medians, n = {n}). What separates reconstructions "
     f"from real scans is the autoencoder's part, before the diffusion model comes in. Relative to them, the samples have "
-    f"{finest['samples'] / finest['reconstructions']:.2f} times the power of the reconstructions."
+    f"{finest['samples'] / finest['reconstructions']:.2f} times the power of the reconstructions. Had it blurred by "
+    f"{sigma * spacing:g} mm (standard deviation of a Gaussian), the power would be {finest['blurred']:.2f} times that of real "
+    "scans."
 )
 
 # %% [markdown]
@@ -401,13 +432,31 @@ pages.say(
 # Regions are cut by planes in MNI space, and tissues by intensity with a ruler made for coarse voxels. A difference can
 # therefore be one of contrast as well as of size.
 #
+# What would these tests have said of a model that failed? Three sets of training people tell: any of them, those that are
+# left when the third with the largest ventricles is missing, as when a model never draws the tail, and the blurred ones.
+# What is found of any people is a false alarm.
+
+# %%
+sizes = scans.rows("train")["ventricular_volume_ml"].rank(pct=True).to_numpy()
+trials = {"any people": training[:n], "tail missing": training[sizes <= 2 / 3][:n], "blurred": systems["blurred"]}
+failures = []
+for name, part in trials.items():
+    regions = differences.regional_volumes(part, scans.affine)
+    against = differences.compare_sets(regions, measured[1], {region: region for region in regions})
+    failures.append(f"**{name}** (n = {len(part)}): {differences.that_differ(against)}")
+
+# %% tags=["hide-input"]
+pages.say(f"Regions that differ from the held-out people, {'; '.join(failures)}.")
+
+# %% [markdown]
 # ## For whom does it work?
 #
 # An average can hide that a model serves the middle of its cohort and fails at the edges. The release is the largest set we
 # have, so here are its errors by age band and sex. Groups of fewer than ten volumes have no correlation.
 
 # %%
-groups = differences.by_age_and_sex(read_release(find_release(run.stage("release")))[1])
+release_table = read_release(find_release(run.stage("release")))[1]
+groups = differences.by_age_and_sex(release_table)
 groups.round(2)
 
 # %% tags=["hide-input"]
@@ -426,9 +475,170 @@ else:
 pages.say(words)
 
 # %% [markdown]
-# **Not measured here:** whether a network trained on synthetic brains does as well on real ones, for instance in predicting
-# age. It takes trainings over several seeds, and real scans that are worth predicting.
+# A release that does not listen would show here, in every group. We make one: the same brains, with requests that have
+# changed places.
+
+# %%
+places = faults.shuffled(np.arange(len(release_table)), 1.0, np.random.default_rng(run.seed))
+brains = [name for name in release_table if name.startswith("measured_")]
+deaf = release_table.assign(**{name: release_table[name].to_numpy()[places] for name in brains})
+deaf_groups = differences.by_age_and_sex(deaf)
+
+# %% tags=["hide-input"]
+smallest = int(unseen.groupby([unseen["age_years"].astype(float) >= unseen["age_years"].median(), "sex"]).size().min())
+pages.say(
+    f"Ventricles of the release are missed by {groups[label].min():.1f} to {groups[label].max():.1f} ml, those of the release "
+    f"that does not listen by {deaf_groups[label].min():.1f} to {deaf_groups[label].max():.1f} ml. Precision, coverage and FID are "
+    f"not given by group. Even with two age bands the smallest group has {smallest} held-out people, so that a share has a "
+    f"standard error of up to {0.5 / np.sqrt(max(smallest, 1)):.2f}, and FID depends on n more than on the group."
+)
+
+# %% [markdown]
+# ## Can one learn from it?
 #
+# A released set is of use if somebody who has only that set learns something about people. So we **train on synthetic and
+# test on real** {cite}`esteban2017`: a reader of age learns from the release, and reads held-out people. Beside it stand the
+# same reader trained on as many real scans, on both, and two that should fail: one whose training set does not listen, so
+# that ages and brains do not belong together, and one that knows the mean age only.
+#
+# The reader is ridge regression on what chapter 8 and the ruler see of a volume: features and four measured volumes. Its
+# one penalty is chosen inside its training set. (Training the network of chapter 5 once for each row and draw would take
+# many times the minutes of this chapter. What ridge regression does not learn, a network may.)
+
+# %%
+portraits = {
+    "training": sensitivity.portray(training, found, scans.affine, "training"),
+    "held out": sensitivity.portray(held_out, found, scans.affine, "held_out"),
+    "release": sensitivity.portray(volumes, found, scans.affine),
+}
+real, tested = (transfer.people_of(portraits[name], rows) for name, rows in (("training", known), ("held out", unseen)))
+synthetic = transfer.people_of(portraits["release"], table)
+wrong = faults.shuffled(np.arange(len(synthetic.years)), 1.0, np.random.default_rng(run.seed))
+unlistening = transfer.People(synthetic.features, synthetic.years[wrong])
+
+# %% [markdown]
+# Every arm is trained on twenty random draws of three quarters of the smaller set. *Gain* is the error of the reader
+# trained on real scans less that of the row, person by person: below zero, the row is worse.
+
+# %%
+arms = {
+    "real": (real,),
+    "synthetic": (synthetic,),
+    "both": (real, synthetic),
+    "synthetic, does not listen": (unlistening,),
+    "mean age": (),
+}
+size = 3 * min(len(real.years), len(synthetic.years)) // 4
+ages = transfer.read_ages(arms, tested, size, seed=run.seed)
+learned = transfer.compare_arms(ages, tested.years, "real", seed=run.seed)
+pd.DataFrame(learned).T.round(2)
+
+# %% [markdown]
+# The same as a picture:
+
+# %% mystnb={"figure": {"caption": "Age read from held-out real people by ridge regression, by what it was trained on. Left: mean absolute error; right: gain over the reader trained on as many real scans, paired by person. Bars: 95 % intervals, people and training sets drawn again.", "name": "fig-transfer"}, "image": {"alt": "Two panels of points with intervals, a row for each training set: real, synthetic, both, one that does not listen, and the mean age."}}
+audit_charts.age_readings(learned)
+
+# %% [markdown]
+# The other way round, the reader that has learned from real scans reads the release. If it reads well what it cannot
+# teach, the brains have their age and something else is off.
+
+# %%
+back = transfer.read_ages({"real": (real,), "mean age": ()}, synthetic, size, seed=run.seed)
+reverse = transfer.compare_arms(back, synthetic.years, "real", seed=run.seed)["real"]
+over_null = transfer.compare_arms(ages, tested.years, "mean age", seed=run.seed)["synthetic"]
+
+# %% tags=["hide-input"]
+pages.say(transfer.in_words(learned, over_null, reverse, size, len(tested.years), len(synthetic.years)))
+
+# %% [markdown]
+# ## What would a broken model have looked like?
+#
+# Every number of this book is read as if it would tell a bad model from a good one. Does it? We build generators with one
+# known fault each, in two or three severities, and ask every metric about all of them: blurred, noisy, too dark, with the
+# checkerboard of transposed convolutions {cite}`odena2016`, with a hole, with few people again and again, without the
+# tail, with copies of training scans, and deaf to what is asked. All are made from training people, and all are
+# held against the held-out ones.
+#
+# The rule is set before we look. **Healthy** are random draws of as many training people, untouched. A metric's distance is
+# counted so that 1.96 is the edge of the middle 95 % of healthy draws. One metric in twenty is beyond it by chance, and here
+# are many metrics. **Caught** is therefore what lies beyond the distance that only one healthy draw in twenty passes in
+# *any* metric {cite}`westfall1993`.
+
+# %%
+each = min(48, len(training) // 2, len(held_out), len(ddim), len(volumes))
+bench = sensitivity.Bench(portraits["training"], portraits["held out"], known, training, each, run.seed)
+healthy = bench.healthy(200)
+limit = sensitivity.family_limit(sensitivity.standardised(healthy, healthy))
+alarms = (sensitivity.standardised(healthy, healthy).abs() > sensitivity.OUTSIDE).any(axis=1).mean()
+
+# %% tags=["hide-input"]
+pages.say(
+    f"Sets have n = {each} volumes, the reference {len(held_out)}. Of 200 healthy draws, {alarms:.0%} have at least one of the "
+    f"{len(sensitivity.METRICS)} metrics outside its own 95 %: so often does one of many cry wolf. Caught is what lies beyond "
+    f"{limit:.2f} instead of 1.96."
+)
+
+# %% [markdown]
+# Now the broken ones. Copies are copies of people the generator has learned from, so for each draw as many others are set
+# aside as those. The run's own model is judged by the same rule, and so is one more draw of healthy people.
+
+# %%
+chosen, learned_from = bench.draw(np.random.default_rng(run.seed + 1))
+sizes = portraits["training"].measured[list(whole)].to_numpy()
+broken = faults.standard_faults(chosen, learned_from, sizes, spacing, run.seed)
+judged = sensitivity.judge_faults(bench, broken, learned_from, found, scans.affine)
+models = {
+    "real people": (training[chosen], known.iloc[chosen]),
+    "reconstructions": (reconstruct(pipeline, torch.from_numpy(training[chosen, None])), known.iloc[chosen]),
+    "samples": (ddim[:each], ddim_table[:each]),
+    "release": (volumes[:each], table[:each]),
+}
+judged = sensitivity.with_models(judged, bench, models, learned_from, found, scans.affine)
+
+# %% [markdown]
+# The whole answer is a map, a row for each generator and a column for each metric.
+
+# %% mystnb={"figure": {"caption": "What each metric says of broken generators. Orange: above healthy people, violet: below; discs: caught; rings: outside the metric's own 95 %, which with so many metrics proves little.", "name": "fig-sensitivity"}, "image": {"alt": "Map of broken generators by metrics: each fault has discs in a few columns, and no column has discs in all rows."}}
+distances = sensitivity.standardised(judged, healthy)
+audit_charts.sensitivity(distances, limit)
+
+# %% [markdown]
+# Fault by fault, in words made from that map:
+
+# %% tags=["hide-input"]
+kinds = [fault.name for fault in broken]
+caught = (distances.abs() > limit).loc[list(dict.fromkeys(kinds))]
+by_fault = caught.groupby(level=0, sort=False).any()
+pages.say(
+    f"Of {len(by_fault)} faults, {int(by_fault.any(axis=1).sum())} are caught by some metric in some severity. No metric sees "
+    f"more than {int(by_fault.sum().max())} of them.\n\n" + "\n".join(f"- {line}" for line in sensitivity.in_words(caught))
+)
+
+# %% [markdown]
+# And metric by metric, which is how a table of results should be read:
+
+# %%
+pages.say(sensitivity.what_is_seen(caught))
+
+# %% [markdown]
+# The numbers themselves, ● for caught and ○ for outside the range of that metric alone:
+
+# %% tags=["hide-output"]
+sensitivity.marked(judged, distances, limit)
+
+# %% tags=["hide-input"]
+own = distances.drop(index=kinds, level=0).abs() > limit
+pages.say(
+    " ".join(
+        f"The row *{name}* is caught by {', '.join(own.columns[row]) if row.any() else 'no metric'}."
+        for (name, _), row in own.iterrows()
+    )
+    + " A model can be caught and still be useful: the map says where it differs, not by how much too much. The edge of "
+    f"healthy people is a little narrow for it: draws of {each} share members, as there are only {len(training)}."
+)
+
+# %% [markdown]
 # ## Checks
 
 # %%
@@ -442,6 +652,8 @@ for name in ("precision", "recall", "coverage"):
     assert shares[name].between(0, 1).all() and after[name].between(0, 1).all()
 assert all((power > 0).all() for _, power in curves.values())
 assert (compared["q"] >= compared["p"] - 1e-12).all() and groups["n"].sum() == run.profile.release.volumes
+assert len(ages["real"][0]) == len(tested.years) and learned["real"]["gain"] == 0
+assert each < 20 or by_fault.any(axis=1).all(), "a fault that no metric sees"
 
 # %% [markdown]
 # ## What we saw
@@ -451,6 +663,8 @@ assert (compared["q"] >= compared["p"] - 1e-12).all() and groups["n"].sum() == r
 #   autoencoder loses, no model in its latents can have.
 # - Spectra tell what the autoencoder smooths away before the diffusion model begins.
 # - Fifteen tests are not one test, and a small sample that shows no difference shows little.
+# - Whether a set can teach is a question of its own, and needs an arm that cannot.
+# - No metric sees every fault. A fault that none of your metrics can see is a fault you have not looked for.
 #
 # ## Exercises
 #
@@ -500,4 +714,9 @@ for name, value in after.loc["samples"].items():
     results[f"{name}_after_autoencoder"] = {"value": round(float(value), 4), "n": n, "note": extractor.note} | floor
 results["finest_power_relative"] = {"value": round(float(finest["samples"]), 4), "n": n}
 results["regions_that_differ"] = {"value": len(differ), "n": len(compared)}
+for name in ("real", "synthetic", "mean age"):
+    row = {key: round(learned[name][key], 3) for key in ("low", "high")}
+    key = f"age_error_trained_on_{name.replace(' ', '_')}_years"
+    results[key] = {"value": round(learned[name]["MAE"], 3), "n": len(tested.years), "unit": "years"} | row
+results["faults_caught"] = {"value": int(by_fault.any(axis=1).sum()), "n": len(by_fault)}
 finish_notebook(run, "10_beyond_the_paper", pages.finite(results))

@@ -42,6 +42,7 @@ def test_sets_that_differ_are_told_from_sets_that_do_not():
     assert table.loc["moved", "q"] < 0.01 and (table.loc[["same", "also the same"], "q"] > 0.05).all()
     assert table.loc["moved", "low"] > 0.5 and (table["q"] >= table["p"]).all()
     assert (table["n_samples"] == 80).all() and (table["n_real"] == 64).all()
+    assert differences.that_differ(table) == "1 of 3 (moved)" and differences.that_differ(table, 0) == "0 of 3"
 
 
 def test_regions_split_where_they_say(monkeypatch):
