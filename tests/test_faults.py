@@ -25,10 +25,8 @@ def test_a_gaussian_takes_power_by_its_formula(people):
     expected = np.exp(-2 * (np.pi / 8) ** 2)  # amplitude at 1/8 cycle a voxel: exp(-2 pi^2 f^2 s^2)
     assert np.ptp(soft / inner) / 0.4 == pytest.approx(expected, rel=0.02)
     volumes, _ = people
-    fine = spectra.power_spectrum(volumes[:4], 1.0)[1][:, -1]
-    less = [
-        spectra.power_spectrum([faults.blurred(v, None, s) for v in volumes[:4]], 1.0)[1][:, -1] for s in (0.4, 0.8)
-    ]
+    blurred = [np.stack([faults.blurred(v, None, s) for v in volumes[:4]]) for s in (0, 0.4, 0.8)]
+    fine, *less = (spectra.power_spectrum(part, 1.0)[1][:, -1] for part in blurred)
     assert (less[0] < fine).all() and (less[1] < less[0]).all()
 
 
