@@ -113,7 +113,7 @@ def _findings(question: Question, sets: dict[str, NiftiSet], work: Work, say: Ca
     from . import set_measures, set_nulls
 
     systems, missing = set_nulls.nulls(question, sets, work)
-    systems = {SAMPLES: sets[SAMPLES]} | systems
+    systems = {SAMPLES: sets[SAMPLES]} | systems | set_nulls.known_faults(sets["other real"])
     say(f"Table 1, features of {work.extractor.note}")
 
     def kept(name: str, n: int, make: Callable[[], Row]) -> Row:

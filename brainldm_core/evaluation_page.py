@@ -30,12 +30,19 @@ LEGEND = (
     ("Precision, density", "Realism: how many volumes lie near real ones, and near how many."),
     ("Recall, coverage", "Variety: how much of the real set lies near a volume."),
 )  # fmt: skip
+SCALE = (
+    "The last rows of table 1 are other real volumes with a fault that you can picture: slightly blurred, slightly "
+    "noisy, and an eighth of the people again and again. They are the scale on which to read the row of the samples."
+)
 ROWS = {
     REAL: "real, other people",
     "samples": "samples",
     "reconstructions": "other real volumes through the autoencoder",
     "Gaussian in the latent": "Gaussian fitted to latents, drawn and decoded",
     "resampler": "resampler: training volume of the nearest covariates",
+    "real, blurred": "real, blurred by 0.6 voxels",
+    "real, noisy": "real, with 3 % white noise",
+    "real, few people": "real, an eighth of the people again and again",
 }
 
 
@@ -49,6 +56,7 @@ def write_page(out: Path, found: Findings, sets: Mapping[str, NiftiSet], questio
         _dots(found.rows),
         "<h2>How to read it</h2>",
         html_page.definitions(LEGEND),
+        html_page.paragraphs([SCALE]),
         "<h2>Beside the paper</h2>",
         html_page.paragraphs(beside_paper(found.rows, sets["reference"].grid)),
     ]

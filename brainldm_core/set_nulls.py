@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
-from . import nifti_sets
+from . import faults, nifti_sets
 from .errors import BrainLDMError
-from .nifti_sets import NiftiSet, requests
+from .faults import Change
+from .nifti_sets import NiftiSet, first, requests
 
 if TYPE_CHECKING:
     from .evaluate_folders import Question
@@ -16,6 +20,28 @@ if TYPE_CHECKING:
     from .sampling import Pipeline
 
 NULL_VOLUMES, NULL_BYTES = 128, 2**30  # of a row that a model has to make
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A fault done to a volume (D, H, W), with noise of the volume's own; known by its name."""
+
+    name: str
+    change: Change = field(repr=False)
+
+    def __call__(self, volume: np.ndarray) -> np.ndarray:
+        return self.change(volume, np.random.default_rng(crc32(volume.tobytes())))
+
+
+def known_faults(other: NiftiSet) -> dict[str, NiftiSet]:
+    """Other real volumes with a fault that a reader can picture: the scale on which to read the samples' row."""
+    some = first(other, NULL_VOLUMES)
+    few = max(1, len(some) // 8)
+    return {
+        "real, blurred": some.changed(Altered("blurred 0.6", partial(faults.blurred, voxels=0.6))),
+        "real, noisy": some.changed(Altered("noisy 0.03", partial(faults.noisy, level=0.03))),
+        "real, few people": some.take(np.arange(len(some)) % few),
+    }
 
 
 def nulls(question: Question, sets: dict[str, NiftiSet], work: Work) -> tuple[dict[str, NiftiSet], dict[str, str]]:
