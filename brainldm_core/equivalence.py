@@ -85,7 +85,9 @@ def paired_distance(
 
     The difference is ``metric(reference, one) - metric(reference, other)``. Its 95 % interval comes from random halves
     without replacement, the same rows of both sets and the same half of the reference: what the sets share cancels, and
-    halves spread as new samples of full size would (a bootstrap would repeat volumes and shift FID).
+    halves spread at least as new samples of full size would (a bootstrap would repeat volumes and shift FID). With
+    Gaussian features the interval was 1.2 to 1.8 times as wide as theirs (N 64 and 256, F 4 to 256): it claims too
+    little rather than too much.
 
     Raises:
         BrainLDMError: rows that do not pair, or fewer than four of them or of the reference.

@@ -115,3 +115,20 @@ def test_a_trial_says_what_was_shown_and_what_was_not():
 def test_without_a_trial_a_page_says_so():
     assert published_trial("no-such-profile") is None
     assert trial_table(None).empty and "No such trial has been published" in trial_words(None)
+
+
+def test_halves_of_paired_sets_spread_at_least_as_new_sets_do():
+    rng = np.random.default_rng(6)
+
+    def sample():
+        one = rng.normal(size=(64, 4)) + [0.5, 0, 0, 0]
+        return rng.normal(size=(64, 4)), one, 0.9 * one + 0.3 * rng.normal(size=(64, 4))
+
+    gaps = [
+        frechet_distance(real, one) - frechet_distance(real, other)
+        for real, one, other in (sample() for _ in range(200))
+    ]
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    found = [paired_distance(frechet_distance, *sample(), 1, draws=60) for _ in range(25)]
+    assert 0.85 < np.mean([row.high - row.low for row in found]) / (high - low) < 1.6
+    assert np.mean([row.low <= np.mean(gaps) <= row.high for row in found]) >= 0.88
