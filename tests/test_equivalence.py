@@ -105,13 +105,30 @@ def test_a_trial_says_what_was_shown_and_what_was_not():
     ]
     assert table["as good as"].tolist() == ["shown", "differs", "not shown"] and set(table["n"]) == {256}
     row = trial["comparisons"][1]["rows"]["brain"]
-    assert table.iloc[1]["difference [95 %]"] == f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    assert table.iloc[1]["difference [95 %]"] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
     first, second, missing = trial_words(trial).split("\n\n")
-    assert first.startswith("DDIM 50 is as good as DDPM") and "Inside the margin: brain." in first
-    assert "**not shown** to be as good as DDIM 50" in second and "Not shown: FID." in second
+    assert first == "DDIM 50 is as good as DDPM in all 1 quantities together."
+    assert "**not shown** to be as good as DDIM 50" in second and "Not shown: FID." in second and "Inside" not in second
     assert "Whole interval beyond the margin: brain." in second and "DDIM 3: 4 of 64" in missing
 
 
 def test_without_a_trial_a_page_says_so():
     assert published_trial("no-such-profile") is None
     assert trial_table(None).empty and "No such trial has been published" in trial_words(None)
+
+
+def test_halves_of_paired_sets_spread_at_least_as_new_sets_do():
+    rng = np.random.default_rng(6)
+
+    def sample():
+        one = rng.normal(size=(64, 4)) + [0.5, 0, 0, 0]
+        return rng.normal(size=(64, 4)), one, 0.9 * one + 0.3 * rng.normal(size=(64, 4))
+
+    gaps = [
+        frechet_distance(real, one) - frechet_distance(real, other)
+        for real, one, other in (sample() for _ in range(200))
+    ]
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    found = [paired_distance(frechet_distance, *sample(), 1, draws=60) for _ in range(25)]
+    assert 0.85 < np.mean([row.high - row.low for row in found]) / (high - low) < 1.6
+    assert np.mean([row.low <= np.mean(gaps) <= row.high for row in found]) >= 0.88
