@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .audits import Space
-from .conditioning import ASKED_AND_MEASURED, agreement
+from .conditioning import ASKED_AND_MEASURED
 from .differences import cohens_d
 from .faults import Fault
 from .memorisation import audit
@@ -111,7 +111,7 @@ class Bench:
             "copies (flagged)": copies.flagged,
         }
         for name, (request, column) in ASKED_AND_MEASURED.items():
-            values[f"{name} (r)"] = agreement(asked[request], found.measured[column], draws=1).r
+            values[f"{name} (r)"] = _correlation(asked[request], found.measured[column])
             values[f"{name} (d)"] = cohens_d(found.measured[column], real.measured[column])[0]
         return values
 
@@ -148,6 +148,13 @@ def _median(values: np.ndarray) -> float:
     """Median of what is finite; NaN where nothing is."""
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else float("nan")
+
+
+def _correlation(asked: np.ndarray, found: np.ndarray) -> float:
+    """Pearson r of two columns (N,); NaN for fewer than three known pairs or a constant column."""
+    pairs = np.column_stack([np.asarray(asked, float), np.asarray(found, float)])
+    pairs = pairs[np.isfinite(pairs).all(1)]
+    return float(np.corrcoef(pairs.T)[0, 1]) if len(pairs) > 2 and np.ptp(pairs, axis=0).all() else float("nan")
 
 
 def judge_faults(

@@ -577,6 +577,7 @@ pages.say(
     f"Sets have n = {each} volumes, the reference {len(held_out)}. Of 200 healthy draws, {alarms:.0%} have at least one of the "
     f"{len(sensitivity.METRICS)} metrics outside its own 95 %: so often does one of many cry wolf. Caught is what lies beyond "
     f"{limit:.2f} instead of 1.96."
+    + (" So few people set no range worth its name: read on only to see that the chain runs." if each < 20 else "")
 )
 
 # %% [markdown]

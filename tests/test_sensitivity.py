@@ -111,7 +111,7 @@ def test_every_fault_is_caught_by_what_was_made_for_it(healthy, judged):
     assert distances.loc[("noisy", "0.03 grey values"), "noise level"] > limit
     assert distances.loc[("too dark", "10%"), "finest power"] < -limit
     assert distances.loc[("checkerboard", "3%"), "finest power"] > limit
-    assert distances.loc[("mode-collapsed", "1 people"), "recall"] < -limit
+    assert distances.loc[("mode-collapsed", "1 person"), "recall"] < -limit
     assert caught.loc[("memorised", "all, 5% changed"), "copies (share)"] and not caught.loc["memorised"]["FID"].all()
     assert judged.loc[("memorised", "50% exact"), "copies (flagged)"] >= 0.5
     deaf = ("covariate-blind", "100%")
