@@ -446,7 +446,7 @@ for name, part in trials.items():
     failures.append(f"**{name}** (n = {len(part)}): {differences.that_differ(against)}")
 
 # %% tags=["hide-input"]
-pages.say(f"Regions that differ from the held-out people, {'; '.join(failures)}.")
+pages.say("Regions that differ from the held-out people:\n\n- " + "\n- ".join(failures))
 
 # %% [markdown]
 # ## For whom does it work?
@@ -594,10 +594,10 @@ judged = sensitivity.judge_faults(bench, broken, learned_from, found, scans.affi
 # The run's own model is judged by the same rule, and so is one more draw of healthy people.
 
 # %%
-rebuilt = reconstruct(pipeline, torch.from_numpy(training[chosen, None]))
+smoothed = reconstruct(pipeline, torch.from_numpy(training[chosen, None]))
 models = {
     "real people": (training[chosen], known.iloc[chosen], portraits["training"][chosen]),
-    "reconstructions": (rebuilt, known.iloc[chosen], sensitivity.portray(rebuilt, found, scans.affine)),
+    "reconstructions": (smoothed, known.iloc[chosen], sensitivity.portray(smoothed, found, scans.affine)),
     "samples": (ddim[:each], ddim_table[:each], sensitivity.portray(ddim[:each], found, scans.affine)),
     "release": (volumes[:each], table[:each], portraits["release"][np.arange(each)]),
 }
