@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .figures import COLOURS, WIDTH, canvas
+from .verdicts import OUTSIDE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,18 +79,18 @@ def effects(table: pd.DataFrame, rate: float = 0.05) -> Figure:
     return figure
 
 
-def sensitivity(distances: pd.DataFrame, limit: float, outside: float = 1.96, top: float = 10.0) -> Figure:
-    """Distances of ``sensitivity.standardised``, a row a generator (kind, severity) and a column a metric.
+def sensitivity(distances: pd.DataFrame, limit: float, top: float = 10.0) -> Figure:
+    """Distances of ``verdicts.standardised``, a row a generator (kind, severity) and a column a metric.
 
     Orange is above healthy people and violet below; a disc marks what lies beyond ``limit``, a ring what lies beyond
-    ``outside`` only. Colours end at ``top``.
+    the range of its own metric only. Colours end at ``top``.
     """
     rows, columns = distances.shape
     values = distances.to_numpy(float)
     with canvas(1, 1, (WIDTH, 0.235 * rows + 1.6)) as (figure, axes):
         axis = axes[0, 0]
         picture = axis.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
-        for row, column in np.argwhere(np.abs(values) > outside):
+        for row, column in np.argwhere(np.abs(values) > OUTSIDE):
             far = abs(values[row, column])
             dark = far > 0.6 * top
             style = {"color": "white" if dark else "black", "markersize": 4, "markeredgewidth": 0.8}
@@ -108,7 +109,7 @@ def sensitivity(distances: pd.DataFrame, limit: float, outside: float = 1.96, to
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0, labelsize=7.5)
         bar = figure.colorbar(picture, ax=axis, shrink=0.5, pad=0.02, extend="both")
-        bar.set_label("distance from healthy people\n(1.96: edge of their 95 %)", fontsize=7.5)
+        bar.set_label(f"distance from healthy people\n({OUTSIDE}: edge of their 95 %)", fontsize=7.5)
         bar.ax.tick_params(labelsize=7)
     return figure
 

@@ -70,8 +70,8 @@ def compare_sets(samples: pd.DataFrame, real: pd.DataFrame, columns: Mapping[str
 def that_differ(table: pd.DataFrame, rate: float = 0.05) -> str:
     """How many quantities of ``compare_sets`` differ at a false-discovery rate, and the names of up to three."""
     names = list(table.index[table["q"] < rate])
-    more = ", …" if len(names) > 3 else ""
-    return f"{len(names)} of {len(table)}" + (f" ({', '.join(names[:3])}{more})" if names else "")
+    more = "; …" if len(names) > 3 else ""
+    return f"{len(names)} of {len(table)}" + (f" ({'; '.join(names[:3])}{more})" if names else "")
 
 
 def regional_volumes(volumes: np.ndarray, affine: Any) -> pd.DataFrame:

@@ -136,7 +136,12 @@ def standard_faults(
     for part in (4, 16):
         few = people[: max(1, n // part)]
         change = partial(varied, share=0.02)
-        add("mode-collapsed", f"{len(few)} people", listening(people, few, values), change=change)
+        add(
+            "mode-collapsed",
+            f"{len(few)} {'people' if len(few) > 1 else 'person'}",
+            listening(people, few, values),
+            change=change,
+        )
     others = np.setdiff1d(np.arange(len(values)), people)
     for share in (0.1, 0.3):
         low = values[:, 0] <= np.quantile(values[people, 0], 1 - share)

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainldm_core import audit_charts, features, sensitivity
+from brainldm_core import audit_charts, features, sensitivity, verdicts
 from brainldm_core.audits import Space
 from brainldm_core.faults import standard_faults
-from brainldm_core.sensitivity import METRICS, OUTSIDE
+from brainldm_core.sensitivity import METRICS
+from brainldm_core.verdicts import OUTSIDE
 
 AFFINE = np.diag([10.0, 10.0, 10.0, 1.0])
 MEASURED = "measured_brain_volume_ml"
@@ -59,31 +60,12 @@ def judged(bench, healthy):
     return sensitivity.judge_faults(judge, found, seen, spaces, AFFINE)
 
 
-def test_distances_are_counted_in_edges_of_the_healthy_range():
-    healthy = pd.DataFrame({"a": np.random.default_rng(0).normal(5, 2, 40_000), "b": 1.0, "c": [0.5, *[1.0] * 39_999]})
-    values = pd.DataFrame({"c": [1.0, 0.9], "a": [5.0, 9.0], "b": [1.0, 0.0]})
-    found = sensitivity.standardised(values, healthy)
-    assert list(found) == ["a", "b", "c"] and found["a"].to_numpy() == pytest.approx([0, 2], abs=0.05)
-    assert found["b"].tolist() == [0, -np.inf]
-    assert found["c"].iloc[0] == 0 and np.isfinite(found["c"].iloc[1]) and found["c"].iloc[1] < -OUTSIDE
-
-
-def test_independent_metrics_get_the_limit_of_the_largest_of_them():
-    from scipy.stats import norm
-
-    healthy = pd.DataFrame(np.random.default_rng(1).normal(size=(20_000, 12)))
-    limit = sensitivity.family_limit(sensitivity.standardised(healthy, healthy))
-    assert limit == pytest.approx(norm.ppf(0.5 + 0.5 * 0.95 ** (1 / 12)), rel=0.03)
-    alone = healthy[[0]]
-    assert sensitivity.family_limit(sensitivity.standardised(alone, alone)) == pytest.approx(1.96, rel=0.02)
-
-
 def test_healthy_people_are_left_in_peace(bench, healthy):
-    limit = sensitivity.family_limit(sensitivity.standardised(healthy, healthy))
+    limit = verdicts.family_limit(verdicts.standardised(healthy, healthy))
     judge, _ = bench
     fresh = sensitivity.Bench(judge.people, judge.reference, judge.requests, judge.volumes, judge.n, seed=9)
     fresh.__dict__.update(pairs=judge.pairs, similarities=judge.similarities)
-    fresh = sensitivity.standardised(fresh.healthy(120), healthy).abs()
+    fresh = verdicts.standardised(fresh.healthy(120), healthy).abs()
     known = fresh.notna().any()
     assert known.sum() >= len(METRICS) - 2  # these balls have no ventricles
     assert (fresh.loc[:, known] > OUTSIDE).mean().mean() < 0.09  # stated: 0.05
@@ -97,6 +79,11 @@ def test_a_draw_of_healthy_people_is_judged_like_any_system(bench, healthy):
     plain = judge.judge(judge.people[rows], judge.requests.iloc[rows], seen)
     again = judge.system(judge.volumes[rows], judge.requests.iloc[rows], seen, judge.people[rows])
     assert {name: again[name] for name in plain} == pytest.approx(plain, nan_ok=True) and set(again) == set(METRICS)
+    table = pd.DataFrame([plain], pd.MultiIndex.from_tuples([("a", "1")]))
+    more = sensitivity.with_models(
+        table, judge, {"b": (judge.volumes[rows], judge.requests.iloc[rows], judge.people[rows])}, seen
+    )
+    assert list(more.index) == [("b", ""), ("a", "1")] and more.loc[("b", ""), "FID"] == plain["FID"]
     portrait = sensitivity.portray(judge.volumes[rows], spaces, AFFINE)
     assert portrait.noise == pytest.approx(judge.people[rows].noise)
     assert portrait.features == pytest.approx(judge.people[rows].features, abs=1e-5)
@@ -104,36 +91,30 @@ def test_a_draw_of_healthy_people_is_judged_like_any_system(bench, healthy):
 
 
 def test_every_fault_is_caught_by_what_was_made_for_it(healthy, judged):
-    distances = sensitivity.standardised(judged, healthy)
-    limit = sensitivity.family_limit(sensitivity.standardised(healthy, healthy))
+    distances = verdicts.standardised(judged, healthy)
+    limit = verdicts.family_limit(verdicts.standardised(healthy, healthy))
     caught = distances.abs() > limit
     assert distances.loc[("blurred", "6 mm"), "finest power"] < -limit
     assert distances.loc[("noisy", "0.03 grey values"), "noise level"] > limit
     assert distances.loc[("too dark", "10%"), "finest power"] < -limit
     assert distances.loc[("checkerboard", "3%"), "finest power"] > limit
-    assert distances.loc[("mode-collapsed", "1 people"), "recall"] < -limit
+    assert distances.loc[("mode-collapsed", "1 person"), "recall"] < -limit
     assert caught.loc[("memorised", "all, 5% changed"), "copies (share)"] and not caught.loc["memorised"]["FID"].all()
     assert judged.loc[("memorised", "50% exact"), "copies (flagged)"] >= 0.5
     deaf = ("covariate-blind", "100%")
     assert abs(judged.loc[deaf, "brain (r)"]) < 0.6 and caught.loc[deaf].sum() == 1  # pictures are right
     assert not caught.loc[deaf, "FID"] and caught.loc[deaf, "brain (r)"]
-    words = sensitivity.in_words(caught)
+    words = verdicts.in_words(caught)
     assert len(words) == 9 and any(line.startswith("**covariate-blind**: caught from") for line in words)
-    seen = sensitivity.what_is_seen(caught)
+    seen = verdicts.what_is_seen(caught)
     rows = {line.split(" | ")[0].strip("| "): line for line in seen.splitlines()[2:]}
     assert list(rows) == list(METRICS)
     assert rows["FID"].endswith("covariate-blind |") and "covariate-blind (" in rows["brain (r)"]
-    marks = sensitivity.marked(judged, distances, limit)
+    marks = verdicts.marked(judged, distances, limit)
     assert marks.loc[deaf, "brain (r)"].endswith("●") and "●" not in marks.loc[deaf, "FID"]
     assert marks.loc[deaf, "ventricles (r)"] == "–"
 
 
-def test_what_catches_nothing_says_so():
-    caught = pd.DataFrame({"FID": [False, False]}, pd.MultiIndex.from_tuples([("a", "1"), ("a", "2")]))
-    assert sensitivity.in_words(caught) == ["**a** (1; 2): caught by nothing."]
-    assert sensitivity.what_is_seen(caught).splitlines()[-1] == "| FID | nothing | a |"
-
-
 def test_the_map_is_drawn(healthy, judged):
-    figure = audit_charts.sensitivity(sensitivity.standardised(judged, healthy), 3.0)
+    figure = audit_charts.sensitivity(verdicts.standardised(judged, healthy), 3.0)
     assert len(figure.axes[0].get_yticklabels()) == len(judged) and figure.axes[0].lines
