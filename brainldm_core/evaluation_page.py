@@ -12,6 +12,7 @@ from . import html_page
 from .comparison import known, with_interval
 from .evaluation import REAL
 from .evaluation_words import METRICS, SHARES, beside_paper, copies_in_words, row_of, verdict
+from .set_nulls import FAULTY
 
 if TYPE_CHECKING:
     from .evaluate_folders import Findings, Question
@@ -40,7 +41,7 @@ ROWS = {
     "reconstructions": "other real volumes through the autoencoder",
     "Gaussian in the latent": "Gaussian fitted to latents, drawn and decoded",
     "resampler": "resampler: training volume of the nearest covariates",
-    "real, blurred": "real, blurred by 0.6 voxels",
+    "real, blurred": "real, blurred by 0.5 voxels",
     "real, noisy": "real, with 3 % white noise",
     "real, few people": "real, an eighth of the people again and again",
 }
@@ -126,7 +127,7 @@ def _dots(rows: list[dict[str, Any]]) -> str:
         values = {
             row["model"]: tuple(v if known(v := row[f"{metric}{end}"]) else np.nan for end in ("", "_low", "_high"))
             for row in rows
-            if row["model"] != REAL
+            if row["model"] not in (REAL, *FAULTY)
         }
         panels[METRICS[metric]] = (values, row_of(rows, REAL)[metric])
     return html_page.figure(
@@ -197,16 +198,16 @@ def _regions(found: Findings) -> str:
 
 def _scorecard(name: str, rows: list[dict[str, Any]]) -> str:
     lines = []
+    sizes = {row["quantity"]: row["n"] for row in rows if row["region"] == "all"}
     for row in rows:
-
-        def cell(key: str, row: Mapping[str, Any] = row) -> tuple[str, str]:
-            ends = [row.get(f"{key}_low"), row.get(f"{key}_high")]
-            value = row[key]
-            shown = f"{value:.3g}" if known(value) else "undefined"
-            return shown, f"[{ends[0]:.3g}, {ends[1]:.3g}]" if all(map(known, ends)) else ""
-
-        title = f"{row['quantity']} ({row['unit']}), {row['region']}"
-        lines.append(html_page.number_row(title, [str(row["n"]), *map(cell, ("r", "slope", "bias", "mae"))]))
+        if row["region"] == "inside" and row["n"] == sizes[row["quantity"]]:
+            continue  # nothing was asked for outside the training range
+        cells = [str(row["n"])]
+        for key, places, prefix in (("r", 3, ""), ("slope", 2, "slope_"), ("bias", 1, "bias_"), ("mae", 1, "mae_")):
+            ends = [row[f"{prefix}low"], row[f"{prefix}high"]]
+            shown = f"{row[key]:.{places}f}" if known(row[key]) else "undefined"
+            cells.append((shown, f"[{ends[0]:.{places}f}, {ends[1]:.{places}f}]" if all(map(known, ends)) else ""))
+        lines.append(html_page.number_row(f"{row['quantity']} ({row['unit']}), {row['region']}", cells))
     who = {"samples": "Samples: requests against measurements", "reference": "Real volumes: the ceiling of the ruler"}
     return html_page.table(["Covariate", "n", "r", "Slope", "Bias", "Mean error"], lines, who.get(name, name))
 

@@ -84,7 +84,7 @@ def copies_in_words(found: Mapping[str, Any]) -> list[str]:
     where = (
         "above it, nearer to them than chance" if found["share"] > high else "below it" if found["share"] < low else ""
     )
-    power = ", ".join(f"{name} {share:.0%}" for name, share in found["found"].items())
+    power = ", ".join(f"{name}: {share:.0%}" for name, share in found["found"].items())
     said = [
         f"{found['share']:.2f} of {found['n']} samples [{found['low']:.2f}, {found['high']:.2f}] have their nearest "
         f"neighbour among the training subjects ({found['subjects'][0]}, {found['subjects'][1]} held-out, cut to one "

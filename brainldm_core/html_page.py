@@ -26,9 +26,9 @@ p, li, dl { max-width: 48rem; } .soft { color: var(--soft); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .4rem .6rem; text-align: left; vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 13rem; } th small { display: block; font-weight: 400;
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 9rem; } th small { display: block; font-weight: 400;
   color: var(--soft); }
-caption { text-align: left; padding-bottom: .4rem; }
+p.caption { margin: 1.2rem 0 .3rem; font-size: .9rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .number small { display: block; color: var(--soft); }
 td.reason { min-width: 10rem; overflow-wrap: anywhere; } tr.look { background: var(--mark); }
@@ -65,10 +65,10 @@ def write_page(path: Path, title: str, body: str) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[str], caption: str) -> str:
-    """A table that scrolls on its own where the page is narrow; ``rows`` are HTML."""
+    """A table under its caption, which scrolls on its own where the page is narrow; ``rows`` are HTML."""
     cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     return (
-        f'<div class="wide"><table><caption class="soft">{escape(caption)}</caption>\n'
+        f'<p class="soft caption">{escape(caption)}</p><div class="wide"><table>\n'
         f"<thead><tr>{cells}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .evaluation_work import Work
     from .sampling import Pipeline
 
+FAULTY = ("real, blurred", "real, noisy", "real, few people")
 NULL_VOLUMES, NULL_BYTES = 128, 2**30  # of a row that a model has to make
 
 
@@ -37,11 +38,12 @@ def known_faults(other: NiftiSet) -> dict[str, NiftiSet]:
     """Other real volumes with a fault that a reader can picture: the scale on which to read the samples' row."""
     some = first(other, NULL_VOLUMES)
     few = max(1, len(some) // 8)
-    return {
-        "real, blurred": some.changed(Altered("blurred 0.6", partial(faults.blurred, voxels=0.6))),
-        "real, noisy": some.changed(Altered("noisy 0.03", partial(faults.noisy, level=0.03))),
-        "real, few people": some.take(np.arange(len(some)) % few),
-    }
+    sets = (
+        some.changed(Altered("blurred 0.5", partial(faults.blurred, voxels=0.5))),
+        some.changed(Altered("noisy 0.03", partial(faults.noisy, level=0.03))),
+        some.take(np.arange(len(some)) % few),
+    )
+    return dict(zip(FAULTY, sets, strict=True))
 
 
 def nulls(question: Question, sets: dict[str, NiftiSet], work: Work) -> tuple[dict[str, NiftiSet], dict[str, str]]:

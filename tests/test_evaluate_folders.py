@@ -14,15 +14,13 @@ from brainldm_core import cli, evaluation, evaluation_work, features, nifti_sets
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.evaluate_folders import Question, evaluate
 from brainldm_core.metrics import kernel_distance
+from brainldm_core.set_nulls import FAULTY
 
 
 @pytest.fixture
 def folders(tmp_path):
     """Generated and real volumes."""
     return {"samples": write(tmp_path / "made", blobs(9, 1)), "real": write(tmp_path / "real", blobs(16, 2))}
-
-
-FAULTY = ["real, blurred", "real, noisy", "real, few people"]
 
 
 def quietly(question):
