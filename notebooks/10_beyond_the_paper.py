@@ -293,9 +293,9 @@ pages.say(
     )
     + f" The resampler, which gives back training scans and nothing else, has {copied['precision']:.2f} and "
     f"{copied['coverage']:.2f}: these four shares do not see copying, and are to be read together with the search above."
-    f" Had the model drawn the same {few} people again and again, precision would still be "
-    f"{shares.loc[f'{few} people only', 'precision']:.2f}, but recall {shares.loc[f'{few} people only', 'recall']:.2f}; had "
-    f"it blurred, precision would be {shares.loc['blurred', 'precision']:.2f}."
+    f" Had the model drawn the same {few} people again and again, precision would be "
+    f"{shares.loc[f'{few} people only', 'precision']:.2f} and recall {shares.loc[f'{few} people only', 'recall']:.2f}; had "
+    f"it blurred, they would be {shares.loc['blurred', 'precision']:.2f} and {shares.loc['blurred', 'recall']:.2f}."
 )
 
 # %% [markdown]
