@@ -86,7 +86,7 @@ def sensitivity(distances: pd.DataFrame, limit: float, top: float = 10.0) -> Fig
     the range of its own metric only. Colours end at ``top``.
     """
     rows, columns = distances.shape
-    values = distances.to_numpy(float)
+    values = np.clip(distances.to_numpy(float), -9 * top, 9 * top)  # where healthy people are all alike: infinite
     with canvas(1, 1, (WIDTH, 0.235 * rows + 1.6)) as (figure, axes):
         axis = axes[0, 0]
         picture = axis.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")

@@ -293,9 +293,9 @@ pages.say(
     )
     + f" The resampler, which gives back training scans and nothing else, has {copied['precision']:.2f} and "
     f"{copied['coverage']:.2f}: these four shares do not see copying, and are to be read together with the search above."
-    f" Had the model drawn the same {few} people again and again, precision would still be "
-    f"{shares.loc[f'{few} people only', 'precision']:.2f}, but recall {shares.loc[f'{few} people only', 'recall']:.2f}; had "
-    f"it blurred, precision would be {shares.loc['blurred', 'precision']:.2f}."
+    f" Had the model drawn the same {few} people again and again, precision would be "
+    f"{shares.loc[f'{few} people only', 'precision']:.2f} and recall {shares.loc[f'{few} people only', 'recall']:.2f}; had "
+    f"it blurred, they would be {shares.loc['blurred', 'precision']:.2f} and {shares.loc['blurred', 'recall']:.2f}."
 )
 
 # %% [markdown]
@@ -703,7 +703,7 @@ assert each < 20 or by_fault.any(axis=1).all(), "a fault that no metric sees"
 # ```
 
 # %% [markdown]
-# The last cell hands this page's numbers to the results of the run.
+# The last two cells collect this page's numbers and hand them to the results of the run.
 
 # %%
 results = {}
@@ -721,6 +721,11 @@ for name, value in after.loc["samples"].items():
     results[f"{name}_after_autoencoder"] = {"value": round(float(value), 4), "n": n, "note": extractor.note} | floor
 results["finest_power_relative"] = {"value": round(float(finest["samples"]), 4), "n": n}
 results["regions_that_differ"] = {"value": len(differ), "n": len(compared)}
+
+# %% [markdown]
+# What was learned and what was caught goes with them.
+
+# %%
 for name in ("real", "synthetic", "mean age"):
     row = {key: round(learned[name][key], 3) for key in ("low", "high")}
     key = f"age_error_trained_on_{name.replace(' ', '_')}_years"

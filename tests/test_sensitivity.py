@@ -118,3 +118,8 @@ def test_every_fault_is_caught_by_what_was_made_for_it(healthy, judged):
 def test_the_map_is_drawn(healthy, judged):
     figure = audit_charts.sensitivity(verdicts.standardised(judged, healthy), 3.0)
     assert len(figure.axes[0].get_yticklabels()) == len(judged) and figure.axes[0].lines
+    apart = pd.DataFrame({"FID": [np.inf, np.nan, 1.0]}, pd.MultiIndex.from_tuples([("a", "1"), ("a", "2"), ("b", "")]))
+    axis = audit_charts.sensitivity(apart, 3.0).axes[0]
+    assert sum(line.get_marker() == "o" for line in axis.lines) == 1 and [text.get_text() for text in axis.texts] == [
+        "–"
+    ]
