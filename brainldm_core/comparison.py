@@ -129,8 +129,8 @@ def result_rows(run: Run, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Rows of a results file, as the scoreboard reads them: ``<metric>_<model>``; n counts volumes, or pairs."""
     found: dict[str, dict[str, Any]] = {}
     for model, row in table.iterrows():
-        for metric in (*METRICS, "kid"):
-            distance = metric in ("fid", "kid")
+        for metric in (*METRICS, "kid", "mmd"):
+            distance = metric in ("fid", "kid", "mmd")
             cells = {"value": round(float(row[metric]), 6), "n": int(row["n"] if distance else row["pairs"])}
             ends = {end: row[f"{metric}_{end}"] for end in ("low", "high")}
             if all(map(known, ends.values())):
