@@ -125,20 +125,25 @@ def beside_paper(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def _short(value: float) -> float:
+    """Six digits of a number, however small: KID of sets of one kind is below a millionth."""
+    return float(f"{value:.6g}")
+
+
 def result_rows(run: Run, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Rows of a results file, as the scoreboard reads them: ``<metric>_<model>``; n counts volumes, or pairs."""
     found: dict[str, dict[str, Any]] = {}
     for model, row in table.iterrows():
-        for metric in (*METRICS, "kid"):
-            distance = metric in ("fid", "kid")
-            cells = {"value": round(float(row[metric]), 6), "n": int(row["n"] if distance else row["pairs"])}
+        for metric in (*METRICS, "kid", "mmd"):
+            distance = metric in ("fid", "kid", "mmd")
+            cells = {"value": _short(row[metric]), "n": int(row["n"] if distance else row["pairs"])}
             ends = {end: row[f"{metric}_{end}"] for end in ("low", "high")}
             if all(map(known, ends.values())):
-                cells |= {end: round(float(value), 6) for end, value in ends.items()}
+                cells |= {end: _short(value) for end, value in ends.items()}
             if metric == "fid":
-                cells["floor"] = round(float(row["fid_floor"]), 6)
+                cells["floor"] = _short(row["fid_floor"])
             if not distance and REAL in table.index:
-                cells["floor"] = round(float(table.loc[REAL, metric]), 6)
+                cells["floor"] = _short(table.loc[REAL, metric])
             if distance:
                 cells |= {"extractor": row["extractor"], "note": row["note"]}
             elif metric == "ms_ssim":

@@ -65,7 +65,9 @@ pages.caution(len(train))
 # distance between real volumes and other real volumes at the same n. No model can be expected below it.
 #
 # The **kernel distance** (KID, {cite:t}`binkowski2018`) compares the same features without Gaussians and without that
-# bias: it is zero on average for two sets of one kind, whatever the n, and may therefore be below zero.
+# bias: it is zero on average for two sets of one kind, whatever the n, and may therefore be below zero. The **maximum mean
+# discrepancy** (MMD, {cite:t}`gretton2012`) does the same with a Gaussian kernel. Its width is the median distance of two
+# real volumes, one for all rows.
 
 # %% tags=["hide-input"]
 extractor = features.default_extractor()
@@ -135,18 +137,19 @@ pages.say(
 )
 
 # %% [markdown]
-# KID, on the same features:
+# KID and MMD, on the same features:
 
 # %%
-kid = {
+kernels = {
     names[key]: {
         "KID": comparison.with_interval(row, "kid"),
+        "MMD": comparison.with_interval(row, "mmd"),
         "n": row["n"],
         "reference": row["n_reference"],
     }
     for key, row in table.iterrows()
 }
-pd.DataFrame.from_dict(kid, orient="index")
+pd.DataFrame.from_dict(kernels, orient="index")
 
 # %% [markdown]
 # ## Realism and variety, apart
@@ -220,6 +223,7 @@ assert far > table.loc["real", "fid"]
 # - The goal of a similarity within a set is the value of real volumes.
 # - Precision and density speak of realism, recall and coverage of variety.
 # - A model is better than another where the intervals say so, and for the trainings that were run.
+# - All of this works for volumes of any other model too: {doc}`../book/evaluate`.
 #
 # ## Exercises
 #
