@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,14 @@ def separation(scores: np.ndarray, positive: np.ndarray, draws: int = 2000, seed
     return row | {"value": round(float(wins.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def ridge_prediction(features: np.ndarray, target: np.ndarray, new: np.ndarray) -> np.ndarray:
+def ridge_prediction(
+    features: np.ndarray, target: np.ndarray, new: np.ndarray, penalties: Sequence[float] = PENALTIES
+) -> np.ndarray:
     """Ridge regression of ``target`` (N,) on standardised ``features`` (N, F), applied to ``new`` (M, F).
 
-    The penalty is chosen by leaving out one row at a time. For a target of 0 and 1 and many features this is a
-    regularised discriminant. NaN where fewer than two different targets are known.
+    w = argmin |Xw - y|^2 + a |w|^2; the penalty a is the one of least squared error when each row is left out in turn
+    (Golub 1979). For a target of 0 and 1 and many features this is a regularised discriminant. NaN where fewer than two
+    different targets are known.
     """
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
@@ -86,7 +90,7 @@ def ridge_prediction(features: np.ndarray, target: np.ndarray, new: np.ndarray) 
     known = np.isfinite(target)
     if len(np.unique(target[known])) < 2:
         return np.full(len(new), np.nan)
-    return make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[known], target[known]).predict(new)
+    return make_pipeline(StandardScaler(), RidgeCV(penalties)).fit(features[known], target[known]).predict(new)
 
 
 def half_way(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .conditioning import agreement
 from .errors import BrainLDMError
+from .regression import ridge_prediction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,21 +52,14 @@ def joined(*parts: People) -> People:
 
 
 def learn_age(training: People, tested: People) -> np.ndarray:
-    """Ages (M,) of ``tested`` by ridge regression: w = argmin |Xw - y|^2 + a |w|^2, X z-scored by the training set.
-
-    The penalty a is the one of least squared error when each training person is left out in turn (Golub 1979).
+    """Ages (M,) of ``tested`` by ridge regression on features z-scored by the training set.
 
     Raises:
         BrainLDMError: fewer than three training people.
     """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     if len(training.years) < LEAST:
         raise BrainLDMError(f"{len(training.years)} training people: an age is learned from {LEAST} at least")
-    model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-    return model.fit(training.features, training.years).predict(tested.features)
+    return ridge_prediction(training.features, training.years, tested.features, PENALTIES)
 
 
 def read_ages(
