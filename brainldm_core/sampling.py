@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from .covariates import COLUMNS, Ranges, encode, warn_outside
-from .diffusion import alpha_bars, condition_vector, predict, split_prediction
+from .diffusion import condition_vector, predict, split_prediction
 from .errors import BrainLDMError
 from .mean_latent import MeanLatentUNet
 from .networks import default_device, load_network, mixed_precision
 from .profiles import Diffusion, Profile, load_profile
 from .records import sha256
+from .samplers import sampler_timesteps, stepper
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,30 +113,6 @@ def sample_generator(seed: int, sample_id: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def sampler_timesteps(settings: Diffusion, sampler: str, steps: int) -> list[int]:
-    """Time steps that a sampler visits, from noise to image: all of them (DDPM) or every T/steps-th (DDIM).
-
-    Raises:
-        BrainLDMError: unknown sampler, or more steps than the schedule has.
-    """
-    if sampler == "ddpm":
-        return list(range(settings.timesteps))[::-1]
-    if sampler != "ddim":
-        raise BrainLDMError(f"sampler {sampler!r} is unknown; choose ddim or ddpm")
-    if not 1 <= steps <= settings.timesteps:
-        raise BrainLDMError(f"steps {steps}: choose 1 to {settings.timesteps}")
-    return [step * (settings.timesteps // steps) for step in range(steps)][::-1]
-
-
-def sampler_coefficients(settings: Diffusion, timesteps: Sequence[int], eta: float) -> torch.Tensor:
-    """Weights of clean latent, predicted noise and fresh noise at each step, (S, 3): equations 12 and 16 of DDIM."""
-    bars = alpha_bars(settings)
-    now = bars[list(timesteps)]
-    after = torch.cat([bars[list(timesteps[1:])], torch.ones(1, dtype=bars.dtype)])
-    sigma = eta * ((1 - after) / (1 - now) * (1 - now / after)).clamp(min=0).sqrt()
-    return torch.stack([after.sqrt(), (1 - after - sigma**2).clamp(min=0).sqrt(), sigma], dim=1)
-
-
 def guided_prediction(
     settings: Diffusion,
     unet: nn.Module,
@@ -169,6 +146,7 @@ def denoise(
     without: torch.Tensor | None = None,
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    sampler: str = "ddim",
 ) -> torch.Tensor:
     """From noise to latents (B, C, d, h, w), one generator a sample; ``callback(step, clean latent so far)``.
 
@@ -180,7 +158,7 @@ def denoise(
     def noise() -> torch.Tensor:
         return torch.stack([torch.randn(latent_shape, generator=generator) for generator in generators]).to(device)
 
-    weights = sampler_coefficients(settings, timesteps, eta).float().to(device)
+    step = stepper(settings, sampler, timesteps, eta, noise, device)
     times = torch.tensor(timesteps, device=device)
     latent = noise()
     if isinstance(unet, MeanLatentUNet):
@@ -190,9 +168,7 @@ def denoise(
         acts = interval[0] <= timesteps[index] / settings.timesteps <= interval[1]
         output = guided_prediction(settings, unet, latent, time, condition, without if acts else None, guidance).float()
         clean, epsilon = split_prediction(settings, output, latent, time)
-        latent = weights[index, 0] * clean + weights[index, 1] * epsilon
-        if eta > 0:
-            latent = latent + weights[index, 2] * noise()
+        latent = step(index, clean, epsilon, latent)
         if callback is not None:
             callback(index, clean)
     return latent
@@ -241,7 +217,8 @@ def sample(
 
     Args:
         ids: one id a row; the noise of a sample comes from its id and ``seed`` alone.
-        eta: 0 is deterministic DDIM; ``ddpm`` always has 1.
+        sampler: one of ``samplers.SAMPLERS``.
+        eta: of ``ddim``: 0 is deterministic; ``ddpm`` always has 1.
         progress: called with steps done and steps in all.
         trajectory: step indices at which the decoded clean estimate is returned instead, (N, S, D, H, W).
         guidance: scale for the covariates that the profile guides; None: the profile's scale, 1: no guidance.
@@ -252,7 +229,6 @@ def sample(
     """
     settings, batch = pipeline.profile.diffusion, pipeline.profile.sampling.batch_size
     timesteps = sampler_timesteps(settings, sampler, steps)
-    eta = 1.0 if sampler == "ddpm" else eta
     warn_outside(covariates, pipeline.ranges)
     values, present = (torch.from_numpy(part) for part in encode(covariates, pipeline.ranges))
     condition = condition_vector(settings, values, present)
@@ -278,7 +254,7 @@ def sample(
             latent = denoise(
                 settings, pipeline.unet, condition[rows].to(device), generators,
                 pipeline.profile.latent_shape, timesteps, eta, seen, without[rows].to(device), guidance,
-                pipeline.profile.sampling.guidance_interval,
+                pipeline.profile.sampling.guidance_interval, sampler,
             )  # fmt: skip
             result = decode(pipeline, latent)[:, 0] if trajectory is None else torch.stack(kept, dim=1)
             volumes.append(result[: len(ids) - start].cpu().numpy())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from brainldm_core import networks, sampling
+from brainldm_core.diffusion import alpha_bars
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.profiles import load_profile
 
@@ -67,16 +68,15 @@ def test_a_gaussian_comes_back_with_its_mean_and_deviation(sampler, steps, eta):
     """For N(2, 0.5^2) the optimal prediction has a closed form; with many steps the samples must follow that law."""
     settings = TINY.model_copy(update={"prediction": "epsilon"})
     mean, deviation = 2.0, 0.5
-    bars = sampling.alpha_bars(settings)
+    bars = alpha_bars(settings)
 
     def network(inputs, timesteps, context):
         bar = bars[timesteps].float().reshape(-1, 1, 1, 1, 1)
         return (1 - bar).sqrt() * (inputs[:, :1] - bar.sqrt() * mean) / (bar * deviation**2 + 1 - bar)
 
-    eta = 1.0 if sampler == "ddpm" else eta
     draws = sampling.denoise(
         settings, network, torch.zeros(1, 8), [torch.Generator().manual_seed(3)], (1, 16, 16, 16),
-        sampling.sampler_timesteps(settings, sampler, steps), eta,
+        sampling.sampler_timesteps(settings, sampler, steps), eta, sampler=sampler,
     )  # fmt: skip
     assert float(draws.mean()) == pytest.approx(mean, abs=0.04)
     assert float(draws.std()) == pytest.approx(deviation, abs=0.03)
@@ -110,7 +110,7 @@ def test_missing_covariates_are_sampled_and_out_of_range_warns(pipeline):
 
 
 def test_unknown_sampler_and_impossible_steps_are_refused():
-    with pytest.raises(BrainLDMError, match="ddim or ddpm"):
+    with pytest.raises(BrainLDMError, match="choose one of ddim, ddpm"):
         sampling.sampler_timesteps(TINY, "euler", 10)
     with pytest.raises(BrainLDMError, match="choose 1 to 1000"):
         sampling.sampler_timesteps(TINY, "ddim", 2000)
