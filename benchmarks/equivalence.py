@@ -61,6 +61,7 @@ NEW_PEOPLE = 2  # after COHORT_SEED: random numbers that no cohort draws
 FIRST_PERSON = 1_000_000  # far from the numbers of any cohort's people
 PAIRS = 1000
 DDPM = "DDPM"
+NAMES = {"dpmpp": "DPM-Solver++", "unipc": "UniPC"}
 
 
 def load(path: Path) -> np.ndarray:
@@ -116,9 +117,19 @@ def set_margins(
     return read_json(path)
 
 
-def samplers(steps: list[int]) -> dict[str, tuple[str, int]]:
-    """Name -> sampler and steps; the long and cheap ones first, DDPM last."""
-    return {f"DDIM {count}": ("ddim", count) for count in steps} | {DDPM: ("ddpm", steps[0])}
+def samplers(steps: list[int], also: list[str]) -> dict[str, tuple[str, int]]:
+    """Name -> sampler and steps, DDPM last: it takes twenty times as long as the longest DDIM.
+
+    Raises:
+        BrainLDMError: ``also`` is not SAMPLER:STEPS.
+    """
+    found = {f"DDIM {count}": ("ddim", count) for count in steps}
+    for text in also:
+        name, _, count = text.partition(":")
+        if name not in NAMES or not count.isdigit():
+            raise BrainLDMError(f"--also {text}: write SAMPLER:STEPS with one of {', '.join(NAMES)}")
+        found[f"{NAMES[name]} {count}"] = (name, int(count))
+    return found | {DDPM: ("ddpm", steps[0])}
 
 
 def draw(folder: Path, name: str, how: tuple[str, int], pipeline: Pipeline, table: pd.DataFrame, stop: float) -> str:
@@ -184,6 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run of the cohort atlas")
     parser.add_argument("--n", type=int, default=256, help="people, each one request and one noise")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 16, 10], help="of DDIM, the longest first")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="SAMPLER:STEPS", help="other samplers, for instance dpmpp:10 unipc:10"
+    )
     parser.add_argument("--minutes", type=float, default=1e6, help="stop drawing after so many")
     parser.add_argument("--out", type=Path, help="default runs/equivalence/<name of the run>")
     options = parser.parse_args(arguments)
@@ -218,14 +232,14 @@ def main(arguments: list[str] | None = None) -> None:
     people, table = new_people(folder, pipeline.profile.grid, options.n)
     margins = set_margins(folder, pipeline, extractor, reference, people)
     systems, missing = {}, []
-    for name, how in samplers(options.steps).items():
+    for name, how in samplers(options.steps, options.also).items():
         if lacking := draw(folder, name, how, pipeline, table, stop):
             missing.append(lacking)
             continue
         volumes = drawn(folder, name)
         measured = measure_all(volumes, cohort.affine)
         systems[name] = {"volumes": volumes, "measured": measured, "features": extract(extractor, volumes)}
-    long, *short = (f"DDIM {count}" for count in options.steps)
+    long, *short = (name for name in samplers(options.steps, options.also) if name != DDPM)
     pairs = [pair for pair in [(long, DDPM), *((name, long) for name in short)] if set(pair) <= set(systems)]
     fits = {
         name: {

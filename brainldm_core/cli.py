@@ -79,8 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--brain", metavar="VOLUME", help="brain volume normalised for head size, e.g. 1150ml")
     sample.add_argument("--n", type=int, default=4, help="how many (default 4)")
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--sampler", choices=["ddim", "ddpm"], help="default: the profile's")
-    sample.add_argument("--steps", type=int, help="steps of ddim; default: the profile's")
+    sample.add_argument(
+        "--sampler",
+        choices=["ddim", "ddpm", "dpmpp", "unipc"],
+        help="DDIM, DDPM (all steps), DPM-Solver++ or UniPC; default: the profile's",
+    )
+    sample.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's")
     sample.add_argument(
         "--weights",
         type=lambda text: text if text == "bundle" else Path(text),  # ./bundle is a folder

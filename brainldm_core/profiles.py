@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from .errors import BrainLDMError
 
+Sampler = Literal["ddim", "ddpm", "dpmpp", "unipc"]
+"""DDIM, DDPM, DPM-Solver++ and UniPC; see ``samplers``."""
+
 
 class _Settings(BaseModel):
     """Frozen settings; an unknown key is an error."""
@@ -174,7 +177,7 @@ class BrainAge(_Settings):
 class Sampling(_Settings):
     """Default sampler. ``batch_size`` is fixed and padded, so that a sample never depends on its company."""
 
-    sampler: Literal["ddpm", "ddim"] = "ddim"
+    sampler: Sampler = "ddim"
     steps: PositiveInt = 50
     eta: float = Field(default=0.0, ge=0, le=1)
     guidance_scale: float = Field(default=1.0, ge=0)  # 1: none

@@ -8,16 +8,15 @@ are those of ``diffusers``, on time steps that are even in the logarithm of sign
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from .diffusion import alpha_bars
 from .errors import BrainLDMError
-from .profiles import Diffusion
+from .profiles import Diffusion, Sampler
 
-Sampler = Literal["ddim", "ddpm", "dpmpp", "unipc"]
 SAMPLERS = get_args(Sampler)
 Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Place of the step, clean latent and noise that the network sees, latent -> the next latent; all (B, C, d, h, w)."""

@@ -32,13 +32,9 @@ import pandas as pd
 from brainldm_core import equivalence, figures, pages
 from brainldm_core.conditioning import agreement
 from brainldm_core.runner import finish_notebook
+from brainldm_core.samplers import sampler_coefficients, sampler_timesteps
 from brainldm_core.samples import sample_stage
-from brainldm_core.sampling import (
-    load_pipeline,
-    sample,
-    sampler_coefficients,
-    sampler_timesteps,
-)
+from brainldm_core.sampling import load_pipeline, sample
 
 # %% [markdown]
 # Finished stages are read, not made again.

@@ -99,3 +99,10 @@ def test_unknown_samplers_and_impossible_steps_are_refused():
         for steps in (0, 1001):
             with pytest.raises(BrainLDMError, match="choose 1 to 1000"):
                 samplers.sampler_timesteps(TINY, sampler, steps)
+
+
+def test_the_command_offers_every_sampler():
+    from brainldm_core.cli import build_parser
+
+    for sampler in samplers.SAMPLERS:
+        assert build_parser().parse_args(["sample", "--sampler", sampler]).sampler == sampler
