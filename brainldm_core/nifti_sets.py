@@ -72,10 +72,10 @@ class NiftiSet:
 
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Volumes (n, D, H, W) float32 in [0, 1] of a slice or of an array of numbers."""
-        chosen = range(len(self))[index] if isinstance(index, slice) else [int(place) for place in index]
-        volumes = np.empty((len(chosen), *self.grid), np.float32)
-        for place, number in enumerate(chosen):
-            volumes[place] = self._read(self.paths[number])
+        paths = self.take(index).paths
+        volumes = np.empty((len(paths), *self.grid), np.float32)
+        for place, path in enumerate(paths):
+            volumes[place] = self._read(path)
         return volumes
 
     def take(self, index: slice | Sequence[int] | np.ndarray) -> NiftiSet:

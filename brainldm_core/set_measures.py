@@ -161,6 +161,7 @@ def measured(volumes: NiftiSet, work: Work) -> pd.DataFrame:
 
 def copies(sets: dict[str, NiftiSet], work: Work, planted: int, seed: int) -> dict[str, Any]:
     """The memorisation audit of samples in feature space, and what share of planted copies it finds."""
+    from .features import extract
     from .memorisation import audit, plant_duplicates
 
     training, held_out = sets["training"], sets["reference"]
@@ -171,14 +172,8 @@ def copies(sets: dict[str, NiftiSet], work: Work, planted: int, seed: int) -> di
     power = {}
     for name, level in {"exact": {}, "noise of 2 %": {"noise": 0.02}, "5 % brighter or darker": {"gain": 0.05}}.items():
         made, _ = plant_duplicates(training[chosen][:, None], len(chosen), seed=seed, **level)
-        embedded = _features(made[:, 0].clamp(0, 1).numpy(), work)
+        embedded = extract(work.extractor, made[:, 0].clamp(0, 1).numpy())
         power[name] = audit(embedded, *rows, **who, draws=2, seed=seed).flagged
     numbers = ("n", "subjects", "share", "low", "high", "innocent", "p_value", "flagged", "threshold")
     kept = {name: getattr(found, name) for name in numbers}
     return kept | {"false_positive_rate": found.false_positive_rate, "planted": len(chosen), "found": power}
-
-
-def _features(volumes: np.ndarray, work: Work) -> np.ndarray:
-    from .features import extract
-
-    return extract(work.extractor, volumes)
