@@ -31,9 +31,9 @@ def call(capsys, *words):
 def test_the_stage_draws_what_the_shards_draw_and_goes_on_after_a_kill(run, tmp_path, capsys, monkeypatch):
     size = run.profile.release.volumes
     words = ("release", "--weights", run.folder, "--n", size, "--out", tmp_path / "set")
-    code, out, _ = call(capsys, *words, "--shard", 1, "--shards", 2)
+    code, out, _ = call(capsys, *words, "--shard", "2/2")
     assert code == 0 and "batches are missing" in out
-    code, out, _ = call(capsys, *words, "--shard", 0, "--shards", 2)
+    code, out, _ = call(capsys, *words, "--shard", "1/2")
     assert code == 0 and f"{size} volumes, finished" in out
     finish = release_run.finish_release
     monkeypatch.setattr(release_run, "finish_release", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -71,13 +71,13 @@ def test_a_set_of_earlier_weights_is_drawn_again(run, tmp_path):
 def test_verify_tells_by_its_exit_code(run, tmp_path, capsys):
     out = tmp_path / "set"
     assert call(capsys, "release", "--weights", run.folder, "--n", 3, "--steps", 1, "--out", out)[0] == 0
-    code, said, _ = call(capsys, "verify", out)
+    code, said, _ = call(capsys, "release", "verify", out)
     assert (code, said) == (0, f"{out}: nothing is wrong\n")
-    (out / "rawdata" / "README").write_text("other words")
-    code, said, _ = call(capsys, "verify", out)
-    assert (code, said) == (1, f"{out / 'rawdata' / 'README'}: was changed\n")
+    (out / "bids" / "README").write_text("other words")
+    code, said, _ = call(capsys, "release", "verify", out)
+    assert (code, said) == (1, f"{out / 'bids' / 'README'}: was changed\n")
     for nothing in (tmp_path / "nothing", run.stage("cohort")):
-        code, said, error = call(capsys, "verify", nothing)
+        code, said, error = call(capsys, "release", "verify", nothing)
         assert (code, said) == (2, "") and "is not a finished release" in error and error.count("\n") == 1
 
 
@@ -96,9 +96,9 @@ def test_weights_without_a_cohort_ask_for_the_population(run, tmp_path, capsys):
     assert origin == release.TRAINING_ROWS and len(rows) == 4
     release.release_shard(pipeline, few, tmp_path / "set", steps=1, progress=False, origin=release_run.POPULATION)
     release.finish_release(tmp_path / "set")
-    text = (tmp_path / "set" / "rawdata" / "README").read_text()
+    text = (tmp_path / "set" / "bids" / "README").read_text()
     assert "291 people" in text and "training cohort, drawn" not in text
-    description = json.loads((tmp_path / "set" / "rawdata" / "dataset_description.json").read_text())
+    description = json.loads((tmp_path / "set" / "bids" / "dataset_description.json").read_text())
     assert description["BrainLDM"]["Requests"] == release_run.POPULATION
 
 
@@ -107,8 +107,7 @@ def test_weights_without_a_cohort_ask_for_the_population(run, tmp_path, capsys):
     [
         ([], "how many volumes in all?"),
         (["--n", "0"], "ask for at least one"),
-        (["--n", "4", "--shard", "2", "--shards", "2"], "choose 0 to 1"),
-        (["--finish"], "no such file"),
+        (["--n", "4", "--shard", "3/2"], "choose 1/2 to 2/2"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, words, message):
