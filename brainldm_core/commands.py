@@ -127,8 +127,8 @@ def run_samples(args: argparse.Namespace) -> None:
 
 def run_miniature(args: argparse.Namespace) -> None:
     """Draw, finish and verify the release of a run, or draw one shard of it."""
-    from .release_run import release_stage
     from .records import write_json
+    from .release_run import release_stage
 
     run = _open(args)
     if args.shard is None:

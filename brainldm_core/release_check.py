@@ -17,8 +17,7 @@ from .covariates import COLUMNS, MISSING
 from .dataset import read_nifti
 from .errors import BrainLDMError
 from .records import read_record, settings_hash, sha256, write_text
-from .release_write import one_thread, pool, voxel_digest
-from .samples import measure_all, participant, volume_name
+from .release_write import measured_row, pool, voxel_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +61,8 @@ def read_sums(path: Path) -> dict[str, str]:
 
 def due_volumes(plan: dict[str, Any]) -> list[str]:
     """Names of all volumes of a release, relative to ``out``, in the order of their numbers."""
+    from .samples import volume_name  # imports of torch, which a process that reads can do without
+
     return [f"{BIDS}/{volume_name(identity)}" for identity in range(1, plan["count"] + 1)]
 
 
@@ -142,6 +143,8 @@ def read_participants(path: Path, plan: dict[str, Any]) -> tuple[pd.DataFrame | 
     """The table, None where it cannot be held against volumes, and what is wrong with it."""
     import pandas as pd
 
+    from .samples import participant
+
     try:
         table = pd.read_csv(path, sep="\t", na_values=[MISSING], keep_default_na=False, float_precision="round_trip")
         names = table["participant_id"].tolist()
@@ -167,11 +170,8 @@ def _check_volume(path: Path, plan: dict[str, Any], row: dict[str, Any] | None) 
     if volume.min() < 0 or volume.max() > 1 + 1e-6:
         problems.append(f"{path}: has intensities from {volume.min():g} to {volume.max():g}, not within 0 to 1")
     if row is not None and not problems:
-        with one_thread():
-            again = measure_all(volume[None], affine).iloc[0]
+        again = measured_row(volume, affine)
         # Measurement differs by less than this between machines.
-        off = [
-            name for name in again.index if not abs(again[name] - row.get(name, np.nan)) <= 0.05 + 1e-3 * again[name]
-        ]
+        off = [name for name in again if not abs(again[name] - row.get(name, np.nan)) <= 0.05 + 1e-3 * again[name]]
         problems += [f"{path}: {name} is {again[name]:g}, the table says {row.get(name)}" for name in off[:1]]
     return problems

@@ -99,8 +99,8 @@ def _repair(out: Path, pipeline: Pipeline, requests: Callable[[int, int], pd.Dat
     for name in (VOXELS, REQUESTS, *(() if anew else (SUMS,))):
         if not whole(name):
             raise BrainLDMError(
-                f"{out / name}: was made again and is not what the record says, which was changed, or this software was; "
-                "draw the release again"
+                f"{out / name}: was made again and is not what the record says; one of record and software "
+                "was changed, so draw the release again"
             )
     if anew:
         record["outputs"][SUMS] = sha256(out / SUMS)

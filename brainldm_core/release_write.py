@@ -67,16 +67,20 @@ def voxel_digest(content: bytes) -> str:
 
 
 def measured(plain: bytes) -> dict[str, float]:
-    """Morphometry (ml) of a ``.nii`` as a reader finds it: rounding may carry a voxel over a threshold.
-
-    The columns are those of ``samples.measure_all``. On one thread everywhere, so that the number of writers cannot
-    change a digit.
-    """
+    """Morphometry (ml) of a ``.nii`` as a reader finds it: rounding may carry a voxel over a threshold."""
     import nibabel as nib
 
     image = nib.Nifti1Image.from_bytes(plain)
+    return measured_row(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+
+
+def measured_row(volume: np.ndarray, affine: Any) -> dict[str, float]:
+    """Morphometry (ml) of a volume (D, H, W) by the columns of ``samples.measure_all``.
+
+    On one thread everywhere, so that the number of writers cannot change a digit.
+    """
     with one_thread():
-        found = measure(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+        found = measure(volume, affine)
     return {f"measured_{name}": round(float(found[name]), 2) for name in EMPTY}
 
 

@@ -322,7 +322,7 @@ def test_writers_of_any_number_give_the_same_bytes(made, tmp_path):
 def test_a_writer_that_fails_or_dies_stops_the_shard_with_a_line(made, tmp_path):
     pipeline, requests, _ = made
     (tmp_path / "bids").mkdir()
-    (tmp_path / "bids" / "sub-000003").write_text("in the way")
+    (tmp_path / "bids" / "sub-000003").write_text("in the way")  # of a folder
     with pytest.raises(BrainLDMError, match="sub-000003.*cannot be written"):
         release.release_shard(pipeline, requests, tmp_path, workers=1, **HOW)
     assert release.missing_batches(tmp_path)[0] in (0, 1)
