@@ -128,13 +128,14 @@ def voxels_of(path: Path) -> str | None:
 def _inspected(jobs: list[tuple], workers: int) -> Iterator[tuple[str, list[str]]]:
     """Of each volume its checksum and what is wrong with it, here or in processes."""
     if not workers:
-        yield from map(_inspect, jobs)
+        yield from map(inspect, jobs)
         return
     with pool(workers) as executor:
-        yield from executor.map(_inspect, jobs, chunksize=8)
+        yield from executor.map(inspect, jobs, chunksize=8)
 
 
-def _inspect(job: tuple[str, dict[str, Any], dict[str, Any] | None]) -> tuple[str, list[str]]:
+def inspect(job: tuple[str, dict[str, Any], dict[str, Any] | None]) -> tuple[str, list[str]]:
+    """Checksum of a volume and what is wrong with it, by path, plan and, to measure it again, its row of the table."""
     path, plan, row = job
     return sha256(Path(path)), _check_volume(Path(path), plan, row)
 
