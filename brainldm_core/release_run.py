@@ -173,7 +173,7 @@ def draw_release(
     drawn = release_shard(pipeline, rows, out, *shard, progress=progress, workers=workers, **about)
     said = f"{out}: shard {shard[0]}/{shard[1]} is done, {drawn:,} volumes drawn now"
     if missing := missing_batches(out):
-        return f"{said}; {len(missing):,} batches of the set are missing"
+        return f"{said}; {len(missing):,} batches are missing"
     return f"{said}. {end_release(out)}"
 
 
