@@ -15,33 +15,33 @@ bytes for any number of shards, writers, order or restart, on one device and thr
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .claims import give_back, open_claims, take
-from .covariates import COLUMNS, MISSING
+from .covariates import COLUMNS
 from .errors import BrainLDMError
-from .morphometry import choose
-from .records import Record, atomic_path, read_json, read_record, settings_hash, sha256, write_json
+from .records import Record, read_json, read_record, sha256
+from .release_begin import LOCK, WHOLE, batch_rows, batches, begin_release, check_shard, marker, missing_batches
+from .release_begin import begun_plan as begun_plan
+from .release_begin import release_plan as release_plan
 from .release_check import BIDS, MADE_BY, REQUESTS, SUMS, TABLES, VOXELS, files_of, plain_rows, write_sums
 from .release_check import verify_release as verify_release
-from .release_tables import LICENCE, TRAINING_ROWS, write_tables
-from .release_write import Batch, compression, writing
-from .samples import participant, progress_bar, quantise, sampling_facts, volume_name
+from .release_tables import write_tables
+from .release_write import Batch, writing
+from .samples import participant, progress_bar, quantise, volume_name
 from .sampling import Pipeline, sample
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOCK, WHOLE = "claims.lock", 0  # piece 0 is the plan and the end of the set, piece b + 1 is batch b
 AGAIN = "run all shards again: what is done is kept"
 
 
@@ -85,14 +85,12 @@ def release_shard(
     """
     check_shard(shard, shards)
     plan, out = release_plan(pipeline, requests, **how), Path(out)
-    if (done := read_record(out)) is not None:
-        check_plan(out, done["settings"], plan)
+    if begin_release(out, plan, requests):
         return 0
     with open_claims(out / LOCK) as claims:
-        _begin(out, plan, requests, claims)
         todo = [batch for batch in missing_batches(out) if batch % shards == shard - 1]
         drawn, shared = 0, False
-        give = lambda marker: give_back(claims, int(marker.stem) + 1)  # noqa: E731
+        give = lambda path: give_back(claims, int(path.stem) + 1)  # noqa: E731
         with (
             progress_bar(f"release {shard}/{shards}", progress) as seen,
             writing(workers, give) as write,
@@ -102,7 +100,7 @@ def release_shard(
                     if not shared:
                         print(f"{out}: another brainldm is at work on this shard; sharing it", file=sys.stderr)
                     shared = True
-                elif not _marker(out, batch).exists():
+                elif not marker(out, batch).exists():
                     write(draw_batch(pipeline, requests, plan, out, batch, _part(seen, place, len(todo))))
                     drawn += len(batch_rows(plan, batch))
                 else:  # drawn since we looked
@@ -110,98 +108,8 @@ def release_shard(
     return drawn
 
 
-def check_shard(shard: int, shards: int) -> None:
-    """Refuse a shard that is not one of 1 to ``shards``."""
-    if not 1 <= shard <= shards:
-        raise BrainLDMError(f"shard {shard}/{shards}: choose 1/{max(1, shards)} to {max(1, shards)}/{max(1, shards)}")
-
-
 def _part(seen: Callable[[int, int], None], place: int, parts: int) -> Callable[[int, int], None]:
     return lambda done, total: seen(place * total + done, parts * total)
-
-
-def release_plan(
-    pipeline: Pipeline,
-    requests: pd.DataFrame,
-    sampler: str = "ddim",
-    steps: int = 50,
-    seed: int = 0,
-    origin: str = TRAINING_ROWS,
-    title: str = "Synthetic brains",
-    licence: str = LICENCE,
-    authors: Sequence[str] = (),
-) -> dict[str, Any]:
-    """All that decides the bytes of a release, JSON-able. ``origin``: in words, where the requests come from."""
-    affine = pipeline.profile.grid.affine
-    return {
-        "count": len(requests),
-        "title": title,
-        "licence": licence,
-        "authors": list(authors),
-        "origin": origin,
-        "requests_sha256": settings_hash(plain_rows(requests)),
-        "cohort": pipeline.training.get("cohort", MISSING),
-        "shape": list(pipeline.profile.grid.shape),
-        "affine": affine,
-        "sidecar": sampling_facts(pipeline, sampler, steps, seed)
-        | {"SkullStripped": bool(pipeline.training.get("brain_only", True)), "Morphometry": choose(affine)},
-        "compression": compression(),
-    }
-
-
-def check_plan(out: Path, begun: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Refuse to go on with a release that was begun by another plan."""
-    if begun != plan:
-        other = next((key for key in plan if begun.get(key) != plan[key]), "settings")
-        raise BrainLDMError(f"{out}: holds another release (its {other} differs); give another --out, or delete it")
-
-
-def begun_plan(out: Path) -> dict[str, Any] | None:
-    """The plan of a release that is begun or finished; None where there is none."""
-    if (done := read_record(out)) is not None:
-        return done["settings"]
-    return read_json(out / "plan.json") if (out / "plan.json").exists() else None
-
-
-def batch_rows(plan: dict[str, Any], batch: int) -> range:
-    """Rows of the requests that a batch has, from 0."""
-    size = plan["sidecar"]["BatchSize"]
-    return range(batch * size, min((batch + 1) * size, plan["count"]))
-
-
-def missing_batches(out: Path) -> list[int]:
-    """Batches of a begun release that are still to be drawn; none of a finished one."""
-    if read_record(out) is not None:
-        return []
-    plan = read_json(out / "plan.json")
-    there = {entry.name for entry in os.scandir(out / "batches")} if (out / "batches").exists() else set()
-    return [batch for batch in _batches(plan) if _marker(out, batch).name not in there]
-
-
-def _batches(plan: dict[str, Any]) -> range:
-    return range(-(-plan["count"] // plan["sidecar"]["BatchSize"]))
-
-
-def _begin(out: Path, plan: dict[str, Any], requests: pd.DataFrame, claims: IO[bytes]) -> None:
-    """Write the plan, or check that it is the same."""
-    take(claims, WHOLE, wait=True)
-    begun = begun_plan(out)
-    if begun is None:
-        write_requests(out, requests)
-        write_json(out / "plan.json", plan)
-    else:
-        check_plan(out, begun, plan)
-    give_back(claims, WHOLE)
-
-
-def write_requests(out: Path, requests: pd.DataFrame) -> None:
-    """Keep what is asked for, in years and ml."""
-    with atomic_path(out / REQUESTS) as partial:
-        requests[list(COLUMNS)].to_csv(partial, sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
-
-
-def _marker(out: Path, batch: int) -> Path:
-    return out / "batches" / f"{batch:06d}.json"
 
 
 def draw_batch(
@@ -222,7 +130,7 @@ def draw_batch(
         for identity, asked in zip(ids, plain_rows(rows), strict=True)
     ]
     return Batch(
-        marker=_marker(out, batch),
+        marker=marker(out, batch),
         paths=[out / BIDS / volume_name(identity) for identity in ids],
         rows=entries,
         volumes=quantise(volumes),
@@ -263,10 +171,10 @@ def _finish(out: Path) -> dict[str, Any]:
     plan = read_json(out / "plan.json")
     record = Record(out, MADE_BY, plan, plan["sidecar"]["CheckpointSHA256"], plan["sidecar"]["Seed"])
     if missing := missing_batches(out):
-        raise BrainLDMError(f"{out}: {len(missing)} of {len(_batches(plan))} batches are missing; {AGAIN}")
+        raise BrainLDMError(f"{out}: {len(missing)} of {len(batches(plan))} batches are missing; {AGAIN}")
     rows, sums, voxels, damaged, made, seconds = [], {}, {}, [], set(), {"seconds": 0.0, "writing": 0.0}
-    for batch in _batches(plan):
-        content, whole = read_json(_marker(out, batch)), True
+    for batch in batches(plan):
+        content, whole = read_json(marker(out, batch)), True
         for entry in content["volumes"]:
             name = f"{BIDS}/{volume_name(int(entry['row']['participant_id'][4:]))}"
             if not (out / name).is_file() or sha256(out / name) != entry["sha256"]:
@@ -275,7 +183,7 @@ def _finish(out: Path) -> dict[str, Any]:
             sums[name], voxels[name.removesuffix(".gz")] = entry["sha256"], entry["voxels"]
             rows.append(entry["row"])
         if not whole:
-            _marker(out, batch).unlink(missing_ok=True)
+            marker(out, batch).unlink(missing_ok=True)
         made.add(content["made_on"])
         seconds = {name: value + content[name] for name, value in seconds.items()}
     if damaged:

@@ -19,7 +19,8 @@ from .claims import open_claims, take
 from .covariates import COLUMNS, MISSING
 from .errors import BrainLDMError
 from .records import atomic_path, read_record, settings_hash, sha256, write_json
-from .release import LOCK, WHOLE, batch_rows, draw_batch, made_on, release_plan, write_requests
+from .release import draw_batch, made_on
+from .release_begin import LOCK, WHOLE, batch_rows, release_plan, write_requests
 from .release_check import (
     BIDS,
     REQUESTS,

@@ -18,18 +18,12 @@ from .dataset import load_cohort, read_nifti
 from .errors import BrainLDMError
 from .profiles import Profile
 from .records import Record, Run, clear_stage, read_json, read_record, stage_key
-from .release import (
-    begun_plan,
-    check_shard,
-    draw_requests,
-    finish_release,
-    missing_batches,
-    release_plan,
-    release_shard,
-)
+from .release import draw_requests, finish_release, release_shard
+from .release_begin import begin_release, begun_plan, check_shard, missing_batches, release_plan
 from .release_check import BIDS, SUMS, due_volumes, is_release, verify_release
 from .release_tables import TRAINING_ROWS
 from .release_write import usual_workers
+from .runner import locked
 from .samples import volume_name
 from .sampling import Pipeline, load_pipeline
 
@@ -105,8 +99,11 @@ def release_stage(run: Run, progress: bool = True, shard: tuple[int, int] | None
     requests, origin = release_requests(pipeline, run.folder, settings.volumes, run.seed)
     how = {"sampler": settings.sampler, "steps": settings.steps, "seed": run.seed, "origin": origin}
     how["title"] = f"Synthetic brains of run {run.name}"
-    if begun_plan(out) not in (None, release_plan(pipeline, requests, **how)):  # of earlier weights or settings
-        clear_stage(folder)
+    plan = release_plan(pipeline, requests, **how)
+    with locked(folder.with_name(".release.begin.lock"), quiet=True):  # shards may be jobs that begin at once
+        if begun_plan(out) not in (None, plan):  # of earlier weights or settings
+            clear_stage(folder)
+        begin_release(out, plan, requests)
     workers = usual_workers(pipeline.device.type)
     for part in [shard] if shard else [(place, settings.shards) for place in range(1, settings.shards + 1)]:
         drawn = release_shard(pipeline, requests, out, *part, progress=progress, workers=workers, **how)
