@@ -3,8 +3,8 @@
     python benchmarks/interrupted_release.py --n 1000 --out runs/interrupted_release.json
 
 Both are drawn by the real command, ``brainldm release``, with the weights that ship. One is left alone. The other is
-killed (signal 9, its writers with it) ``--kills`` times, when equal parts of its batches are done and a volume of the
-next is being written, and started again with the same words. Then checksums are compared line by line, and ``brainldm
+killed (signal 9, its writers with it) ``--kills`` times, when equal parts of its batches are done and the next one is
+being written, and started again with the same words. Then checksums are compared line by line, and ``brainldm
 release verify`` reads both sets. The folder is removed at the end unless ``--folder`` names one.
 """
 
@@ -53,14 +53,13 @@ def done(out: Path) -> int:
     return len(list((out / "batches").glob("*.json")))
 
 
-def kill_at(out: Path, batches: int, *words: str) -> dict[str, Any]:
-    """Start, and kill everything while a volume is written after so many batches; what was on the disk then."""
+def kill_at(out: Path, batches: int, size: int, *words: str) -> dict[str, Any]:
+    """Start, and kill everything as soon as the first volume after so many batches is written; what was there then."""
     begin, process = time.perf_counter(), start(*words)
-    while done(out) < batches or not any(out.glob("bids/sub-*/anat/.partial-*")):
+    next_one = out / "bids" / f"sub-{batches * size + 1:06d}"
+    while not next_one.exists():
         if process.poll() is not None:
             raise SystemExit(f"ended before it could be killed: {process.communicate()}")
-        if done(out) > batches:  # writing is quicker than looking: any moment after the batch will do
-            break
         time.sleep(0.0005)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -68,7 +67,7 @@ def kill_at(out: Path, batches: int, *words: str) -> dict[str, Any]:
         "signal": -process.returncode,
         "seconds": round(time.perf_counter() - begin, 1),
         "batches_done": done(out),
-        "volumes_on_disk": len(list(out.glob("bids/sub-*/anat/*_T1w.nii.gz"))),
+        "volumes_on_disk": len(list(out.glob("bids/sub-*/anat/sub-*_T1w.nii.gz"))),
         "half_written": len(list(out.rglob(".partial-*"))),
     }
 
@@ -108,11 +107,12 @@ def main() -> None:
     try:
         result["uninterrupted_s"], said = complete(*words, "--out", str(whole))
         print(said, flush=True)
-        result["batches"] = -(-options.n // read_json(whole / "record.json")["settings"]["sidecar"]["BatchSize"])
+        size = read_json(whole / "record.json")["settings"]["sidecar"]["BatchSize"]
+        result |= {"batch_size": size, "batches": -(-options.n // size)}
         result["kills"] = []
         for part in range(1, options.kills + 1):
             target = result["batches"] * part // (options.kills + 1)
-            result["kills"].append(kill_at(killed, target, *words, "--out", str(killed)))
+            result["kills"].append(kill_at(killed, target, size, *words, "--out", str(killed)))
             print(json.dumps(result["kills"][-1]), flush=True)
         result["last_start_s"], said = complete(*words, "--out", str(killed))
         result["drawn_by_last_start"] = int(re.search(r"([\d,]+) volumes drawn now", said)[1].replace(",", ""))

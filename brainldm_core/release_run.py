@@ -171,13 +171,17 @@ def draw_release(
     said = f"{out}: shard {shard[0]}/{shard[1]} is done, {drawn:,} volumes drawn now"
     if missing := missing_batches(out):
         return f"{said}; {len(missing):,} batches are missing"
-    return f"{said}. {end_release(out)}"
+    return f"{said}; {_end(out)}"
 
 
 def end_release(out: Path) -> str:
     """Write the tables of a set whose shards are all drawn. Returns what to tell the user."""
+    return f"{out}: {_end(out)}"
+
+
+def _end(out: Path) -> str:
     volumes = finish_release(out)["results"]["volumes"]
-    return f"{out}: {volumes:,} volumes, finished; check them with: brainldm release verify {out}"
+    return f"the set has {volumes:,} volumes, finished; check them with: brainldm release verify {out}"
 
 
 def mend_release(out: Path, weights: Path | None = None) -> list[str]:
