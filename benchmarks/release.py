@@ -59,7 +59,7 @@ def template_head(grid: Grid, grain: float = 0.02, seed: int = 0) -> np.ndarray:
     image = resample_img(image, np.array(grid.affine), grid.shape, force_resample=True, copy_header=True)
     volume = np.clip(image.get_fdata() / np.percentile(image.get_fdata(), 99.5), 0, 1)
     volume += np.where(volume > 0.05, np.random.default_rng(seed).normal(0, grain, volume.shape), 0)
-    return np.round(np.clip(volume, 0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.round(np.clip(volume, 0, 1) * 255), dtype=np.uint8)  # in the order of decoded ones
 
 
 def time_volumes(profile: Profile, folder: Path, seconds: float = 3.0) -> dict[str, Any]:

@@ -34,11 +34,11 @@ class Row:
 
     @property
     def amount(self) -> str:
-        """The value in words, three digits at most."""
+        """The value in words, three digits where it is small."""
         if self.value is None:
-            return "not measured"
+            return "–"
         size = f"{self.value:,.0f}" if self.value >= 100 else f"{self.value:.3g}"
-        return f"{size} {self.unit}"
+        return f"{size} {self.unit}".strip()
 
 
 def plan_rows(
@@ -74,19 +74,21 @@ def _this_run(count: int, hours: float, record: dict[str, Any] | None) -> Iterat
     made, source = record["results"], "release of the run"
     each = made["seconds_a_volume"]
     yield Row("drawing, volumes as in the miniature", count * each / 3600, "hours of one process", MEASURED, source)
-    yield Row(
-        f"shards of {hours:g} hours for these", math.ceil(count * each / 3600 / hours), "shards", MEASURED, source
-    )
+    yield Row(f"shards of {hours:g} hours for these", math.ceil(count * each / 3600 / hours), "", MEASURED, source)
     yield Row("storage of these", count * made["bytes"] / made["volumes"] / 1e9, "GB", MEASURED, source)
 
 
 def _one_millimetre(count: int, hours: float, steps: int, bench: dict[str, Any], folder: Path) -> Iterator[Row]:
     """What volumes of the paper's grid take."""
-    card = sorted((folder / "gpu").glob("recipe-*.json"), key=lambda path: read_json(path)["seconds_a_volume"])
+    files = {path.name: read_json(path) for path in (folder / "gpu").glob("recipe-*.json")}
+    rates = [
+        (made["seconds_a_volume"], made["steps"], name) for name, made in files.items() if made["profile"] == "paper"
+    ]
     gpu_hours = None
-    if card:
-        gpu_hours = count * read_json(card[0])["seconds_a_volume"] / 3600
-        yield Row("drawing at 1 mm", gpu_hours, "GPU hours", MEASURED, f"gpu/{card[0].name}")
+    if rates:
+        rate, of_steps, name = min(rates)
+        gpu_hours = count * rate / 3600
+        yield Row(f"drawing at 1 mm, {of_steps} steps", gpu_hours, "GPU hours", MEASURED, f"gpu/{name}")
     else:
         yield Row("drawing at 1 mm", None, "GPU hours", MISSING_RATE, "no results of a graphics card")
     source = "benchmarks/release-cpu.json"
@@ -99,7 +101,7 @@ def _one_millimetre(count: int, hours: float, steps: int, bench: dict[str, Any],
     yield Row(f"that work at {CARD_TFLOPS:g} TFLOP/s, a floor", floor, "GPU hours", COUNTED, source)
     least = floor if gpu_hours is None else gpu_hours
     kind = COUNTED if gpu_hours is None else MEASURED
-    yield Row(f"shards of {hours:g} hours at 1 mm, at least", math.ceil(least / hours), "shards", kind, source)
+    yield Row(f"shards of {hours:g} hours at 1 mm, at least", math.ceil(least / hours), "", kind, source)
     volume = bench["volumes"]["1 mm"]
     cpu = {"compressing and writing": "package", "measuring": "measuring", "reading and checking": "reading"}
     for what, name in cpu.items():

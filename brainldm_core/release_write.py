@@ -1,7 +1,7 @@
 """Writing a release: volumes are compressed, measured and hashed, in other processes if the sampler should not wait.
 
-A volume is gzip by ``isal``, which gives files of the size that zlib gives in a tenth of the time. Any reader opens
-them. Compressors differ in their bytes by version, so that a release names its own, and keeps checksums of the
+A volume is gzip by ``isal``, which takes a fraction of zlib's time for a file of the same size. Any reader opens
+it. Compressors differ in their bytes by version, so that a release names its own, and keeps checksums of the
 uncompressed volumes too.
 """
 
@@ -57,8 +57,18 @@ def encode(volume: np.ndarray, affine: Any) -> tuple[bytes, bytes]:
     """A volume (D, H, W) uint8 as ``.nii.gz`` and as ``.nii``; intensities are k / 255. No name and no time inside."""
     from isal import isal_zlib
 
-    plain = nifti_image(volume, affine, slope=1 / 255).to_bytes()
+    header = nifti_image(volume, affine, slope=1 / 255).header.copy()
+    header["vox_offset"] = 352  # after the header and four bytes that say that nothing follows it
+    plain = header.binaryblock + bytes(4) + _first_axis_fastest(volume)
     return isal_zlib.compress(plain, level=LEVEL, wbits=31), plain
+
+
+def _first_axis_fastest(volume: np.ndarray) -> bytes:
+    """Voxels in the order of NIfTI; slice by slice, since a slice fits in the cache and a volume does not."""
+    turned = np.empty(volume.shape[::-1], np.uint8)
+    for row in range(volume.shape[1]):
+        turned[:, row] = volume[:, row].T
+    return turned.tobytes()
 
 
 def voxel_digest(content: bytes) -> str:

@@ -15,6 +15,7 @@ import torch
 from test_sampling import RANGES, SMOKE, rows
 
 from brainldm_core import networks, release, release_repair, release_write, sampling
+from brainldm_core.dataset import nifti_image
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.records import read_record, sha256, write_json
 from brainldm_core.samples import volume_name
@@ -308,6 +309,14 @@ def test_every_volume_is_small_plain_gzip_with_its_checksums(made):
         plain = gzip.decompress(content)
         assert hashlib.sha256(plain).hexdigest() == voxels[f"bids/{volume_name(identity)[:-3]}"]
         assert len(content) < 1.05 * len(gzip.compress(plain, 1))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_packed_file_is_what_the_library_would_write(order):
+    volume = np.asarray(np.random.default_rng(0).integers(0, 256, (5, 6, 7)), np.uint8, order=order)
+    affine = SMOKE.grid.affine
+    packed, plain = release_write.encode(volume, affine)
+    assert gzip.decompress(packed) == plain == nifti_image(volume, affine, 1 / 255).to_bytes()
 
 
 def test_writers_of_any_number_give_the_same_bytes(made, tmp_path):

@@ -23,15 +23,15 @@ def amounts(folder, **more):
 
 def test_what_has_no_file_is_not_measured(tmp_path):
     found = amounts(tmp_path, record=None)
-    assert {row.amount for row in found.values()} == {"not measured"} and len(found) == 3
+    assert {(row.amount, row.basis) for row in found.values()} == {("–", "not measured")} and len(found) == 3
     rows = list(amounts(tmp_path).values())
-    assert [row.amount for row in rows[:3]] == ["10 hours of one process", "3 shards", "2 GB"]
+    assert [row.amount for row in rows[:3]] == ["10 hours of one process", "3", "2 GB"]
 
 
 def test_products_of_measured_and_counted_rates(tmp_path):
     write_json(tmp_path / "benchmarks" / "release-cpu.json", BENCH)
     found = amounts(tmp_path)
-    assert found["drawing at 1 mm"].amount == "not measured"
+    assert found["drawing at 1 mm"].basis == "not measured"
     floor = found["that work at 790 TFLOP/s, a floor"]
     assert floor.value == pytest.approx(100_000 * 30 / 790 / 3600) and floor.basis.startswith("counted")
     assert found["work at 1 mm, 10 steps and decoding"].amount == "3 EFLOP"
@@ -46,10 +46,12 @@ def test_products_of_measured_and_counted_rates(tmp_path):
 
 def test_a_card_that_was_measured_replaces_the_floor(tmp_path):
     write_json(tmp_path / "benchmarks" / "release-cpu.json", BENCH)
-    for name, seconds in (("bundle", 1.0), ("tuned", 0.36)):
-        write_json(tmp_path / "gpu" / f"recipe-{name}.json", {"seconds_a_volume": seconds})
+    for name, seconds, profile in (("bundle", 1.0, "paper"), ("tuned", 0.36, "paper"), ("small", 0.01, "demo")):
+        made = {"seconds_a_volume": seconds, "profile": profile, "steps": 50}
+        write_json(tmp_path / "gpu" / f"recipe-{name}.json", made)
     found = amounts(tmp_path)
-    assert found["drawing at 1 mm"].amount == "10 GPU hours" and "recipe-tuned" in found["drawing at 1 mm"].source
+    assert found["drawing at 1 mm, 50 steps"].amount == "10 GPU hours"
+    assert "recipe-tuned" in found["drawing at 1 mm, 50 steps"].source
     assert found["shards of 4 hours at 1 mm, at least"].value == 3
     assert found["writers beside each GPU, to keep up"].value == 10
 
