@@ -32,8 +32,8 @@ from brainldm_core.records import commit, hardware, read_json, write_json
 from brainldm_core.samples import measure_all
 from brainldm_core.sampling import load_pipeline
 
-STEPS = {"ddim": [4, 6, 8, 10, 16, 25, 50], "dpmpp": [4, 6, 8, 10, 16, 25], "unipc": [4, 6, 8, 10, 16, 25]}
-NEAR = 32
+STEPS = {"ddim": [4, 6, 10, 16, 25, 50], "dpmpp": [4, 6, 8, 10, 16], "unipc": [4, 6, 8, 10, 16]}
+NEAR = 16
 """Noises that are followed through all time steps."""
 
 

@@ -41,7 +41,8 @@ from brainldm_core.samplers import sampler_timesteps
 from brainldm_core.sampling import load_pipeline, sample
 
 BUNDLE, REFERENCE = "bundle", "ddim:50"
-CASES = [BUNDLE, REFERENCE, "ddim:10", "dpmpp:10", "unipc:10", "dpmpp:8"]
+CASES = [BUNDLE, REFERENCE, "ddim:25", "ddim:16", "ddim:10", "dpmpp:16", "dpmpp:10", "dpmpp:8", "dpmpp:6", "unipc:10"]
+ONCE = ["ddpm:1000"]
 PARTS = ("denoising", "decoding", "writing")
 
 
@@ -165,6 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="a run's folder; default: the weights that ship")
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="CASE", help="bundle or SAMPLER:STEPS")
+    parser.add_argument("--once", nargs="*", default=ONCE, metavar="CASE", help="slow cases, in the first round only")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, help="JSON file of all results")
@@ -175,10 +177,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(time_case(options.one, options.weights, device)))
         return
     pipeline = load_pipeline(options.weights, "cpu")
-    work, rounds = counted_work(pipeline.profile), {case: [] for case in options.cases}
+    work, rounds = counted_work(pipeline.profile), {case: [] for case in (*options.cases, *options.once)}
     facts = {"command": "benchmarks/sampling.py", "profile": pipeline.profile.name, "sha256": pipeline.sha256}
-    for _ in range(options.rounds):
-        for case in options.cases:
+    for turn in range(options.rounds):
+        for case in options.cases + ([] if turn else options.once):
             words = [sys.executable, "-W", "ignore", __file__, "--device", device.type, "--one", case]
             words += ["--weights", str(options.weights)] if options.weights else []
             done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
