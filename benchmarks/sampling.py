@@ -106,7 +106,7 @@ def time_ours(case: str, weights: Path | None, device: torch.device, folder: Pat
             marks.append(time.perf_counter())
 
     sample(pipeline, table, ids, "ddim", 2)
-    if sampler != "ddim":  # its library is imported once a process
+    if sampler in ("dpmpp", "unipc"):  # their library is imported once a process
         sample(pipeline, table, ids, sampler, 4)
     reset_peak(device)
     start = time.perf_counter()
