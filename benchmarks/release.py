@@ -113,15 +113,15 @@ def stub_sample(pipeline: Pipeline, rows: Any, ids: list[int], *_: Any, **__: An
 
 
 def in_process(work: Callable[..., Any], *given: Any) -> dict[str, Any]:
-    """Seconds and peak memory of some work in a process of its own, and what it gave."""
+    """Seconds, those of them at work, and peak memory of some work in a process of its own, and what it gave."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def run() -> None:
-        before, start = peak_memory_mib(), time.perf_counter()
+        before, start, busy = peak_memory_mib(), time.perf_counter(), time.process_time()
         given_back = work(*given)
-        seconds = round(time.perf_counter() - start, 2)
-        sender.send({"seconds": seconds, "peak_mib": peak_memory_mib(), "before_mib": before, "gave": given_back})
+        seconds = {"seconds": round(time.perf_counter() - start, 2), "cpu_s": round(time.process_time() - busy, 2)}
+        sender.send(seconds | {"peak_mib": peak_memory_mib(), "before_mib": before, "gave": given_back})
 
     process = context.Process(target=run)
     process.start()
