@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import commands, data_commands
+from . import commands, data_commands, sample_command
 from .errors import BrainLDMError
 
 ABOUT = "Brains from latent diffusion: every stage, notebook and page of a run, and samples from trained weights."
@@ -72,28 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("miniature", "make the run's own small release in BIDS, and verify it", commands.run_miniature)
 
-    sample = add("sample", "draw brains with the covariates that you ask for", commands.run_sample, run=False)
-    sample.add_argument("--age", metavar="YEARS")
-    sample.add_argument("--sex", choices=["F", "M"])
-    sample.add_argument("--ventricles", metavar="VOLUME", help="lateral ventricles, e.g. 45ml")
-    sample.add_argument("--brain", metavar="VOLUME", help="brain volume normalised for head size, e.g. 1150ml")
-    sample.add_argument("--n", type=int, default=4, help="how many (default 4)")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument(
-        "--sampler",
-        choices=["ddim", "ddpm", "dpmpp", "unipc"],
-        help="DDIM, DDPM (all steps), DPM-Solver++ or UniPC; default: the profile's",
+    sample_command.add_options(
+        add("sample", "draw brains with the covariates that you ask for", sample_command.run_sample, run=False)
     )
-    sample.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's")
-    sample.add_argument(
-        "--weights",
-        type=lambda text: text if text == "bundle" else Path(text),  # ./bundle is a folder
-        metavar="RUN",
-        help="a run's folder, or bundle: the network that the paper's authors released, once brainldm data fetch "
-        "brain-ldm-bundle has got it, or a folder with its models; default: the weights that ship",
-    )
-    sample.add_argument("--profile", help="what the weights must be of; the released ones are of paper")
-    sample.add_argument("--out", type=Path, default=Path("brains"), metavar="DIR", help="default brains")
 
     release = add("release", "draw a shard of a public set of brains in BIDS", commands.run_release, run=False)
     release.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
@@ -237,6 +218,7 @@ def _warn(message: Warning | str, category: type, filename: str, *_) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     args = build_parser().parse_args(arguments)
+    args.own_process = arguments is None  # else another program called us, and has imports of its own
     from .launch import hopeless, turn  # after the parser: --help stays quick
 
     warnings.showwarning = _warn
