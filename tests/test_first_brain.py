@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import first_brain  # noqa: E402
+import first_brain
 
-from brainldm_core import cli, sample_command  # noqa: E402
+from brainldm_core import cli, sample_command
 
 
 def test_the_benchmark_reads_the_last_line_of_the_command():
