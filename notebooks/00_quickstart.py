@@ -131,9 +131,17 @@ pages.say(
 # %% [markdown]
 # ## Turning one knob
 #
-# What does the model do when one covariate changes and the noise stays? In JupyterLab the next cell gives sliders; on
-# this page it gives one picture in which the ventricular volume grows from left to right and the brain volume shrinks
-# from top to bottom.
+# What does the model do when one covariate changes and the noise stays? In JupyterLab the next cell is an instrument:
+# release a slider, and about a second later the brain that you asked for stands beside it. On this page, where no kernel
+# answers, one picture stands for it: the ventricular volume grows from left to right, the brain volume shrinks from top
+# to bottom.
+#
+# Before you touch a slider, look at its track. It is blue where the training cohort was and orange beyond it. As soon as
+# a handle leaves the blue part, the frame of the picture turns orange too, and a line says what is being extrapolated.
+#
+# Then try three things. Move the ventricles only, and watch what stays. Press *New noise* and watch what changes now.
+# Switch *same noise* off and move a slider again: the request and the person change together, and you can no longer
+# tell what either of them did.
 
 # %% mystnb={"figure": {"caption": "One noise, fifteen requests: axial slices through the lateral ventricles. Ventricular volume by column, normalised brain volume by row, age and sex fixed. The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
 explorer = widgets.explorer(pipeline)
@@ -143,7 +151,13 @@ explorer
 # All brains of {numref}`fig-quickstart-knobs` share their noise, and with it whatever the covariates do not decide.
 # That is the sense in which they are one person: the request changes, the chance does not.
 #
+# Read the table under the live picture as well. The ventricles that were measured follow the slider closely; the brain
+# volume follows it with an error of its own. And a range is that of one covariate: a request can be blue on all sliders
+# and still be one that nobody in the cohort was like, such as an old person's ventricles at a young age.
+#
 # ## The same from the command line
+#
+# *Copy as command* gives the line that draws the same brain on a terminal. The number of the person is the seed there.
 #
 # The command below writes four volumes for one request as compressed NIfTI files in MNI space, each with a sidecar that
 # says it is synthetic and how it was made, and a picture of them all.
