@@ -19,6 +19,10 @@ NAMES = {
     "ventricular_volume_ml": ("ventricles", "ml", 1.0),
     "brain_volume_ml": ("brain", "ml", 5.0),
 }
+MEASURED = {
+    "ventricular_volume_ml": "measured_lateral_ventricles_ml",
+    "brain_volume_ml": "measured_brain_volume_ml",
+}
 BEYOND = 0.25  # sliders go this fraction of the training range further on either side
 OPTIONS = {"age_years": "--age", "sex": "--sex", "ventricular_volume_ml": "--ventricles", "brain_volume_ml": "--brain"}
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import live_pictures as pictures
-from .controls import Control, command, controls, number, said_outside
+from .controls import MEASURED, Control, command, controls, number, said_outside
 from .covariates import Ranges
 from .errors import BrainLDMError
 from .live_controls import Panel, copy_field, request_panel
@@ -23,10 +23,6 @@ from .live_controls import Panel, copy_field, request_panel
 Draw = Callable[..., np.ndarray]
 """(request, person, sampler, steps, progress) -> volume (D, H, W) in [0, 1]; progress(steps done, steps in all)."""
 
-MEASURED = {
-    "ventricular_volume_ml": "measured_lateral_ventricles_ml",
-    "brain_volume_ml": "measured_brain_volume_ml",
-}
 WAIT = 0.15  # seconds without another request before a brain is drawn
 BANNER = (
     '<div style="border-left:5px solid {colour};background:{tint};padding:4px 10px;line-height:1.45">'

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import figures
-from .controls import Control, controls
+from .controls import MEASURED, Control, controls
 from .covariates import COLUMNS
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def explorer(
 def still_explorer(pipeline: Pipeline, reach: Mapping[str, Sequence[float]] | None = None, person: int = 0) -> Figure:
     """The explorer without a kernel: ventricular volume by column, brain volume by row, one noise for all.
 
-    What lies outside the training range is marked * (in the last column; with ``reach``, wherever its values lead).
+    Under each slice the measured ventricles and brain (ml). What lies outside the training range is marked * (in the
+    last column; with ``reach``, wherever its values lead).
     """
     import pandas as pd
 
@@ -138,9 +139,18 @@ def still_explorer(pipeline: Pipeline, reach: Mapping[str, Sequence[float]] | No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some are meant to lie outside, and their titles say so
         volumes = sample(pipeline, pd.DataFrame(rows), [SAMPLE_ID] * len(rows), *QUICK, seed=person)
-    volumes = volumes.reshape(len(down), len(across), *volumes.shape[1:])
-    kinds = {_said(brain, y): volumes[index] for index, y in enumerate(down)}
-    return figures.rows_of(kinds, [_said(ventricles, x) for x in across])
+    measure = measurer(pipeline)
+    found = [_found(measure(volume)) if measure else "" for volume in volumes]
+    titles, kinds = [_said(ventricles, x) for x in across], {}
+    for index, y in enumerate(down):
+        row = slice(index * len(across), (index + 1) * len(across))
+        kinds[_said(brain, y)] = (volumes[row], [""] * len(across) if index else titles, found[row])
+    return figures.panels(kinds)
+
+
+def _found(measured: Mapping[str, float]) -> str:
+    """Measured ventricles and brain in ml, as they stand under a slice; nothing where nothing could be measured."""
+    return " | ".join(f"{measured[name]:.0f}" for name in MEASURED.values() if name in measured)
 
 
 def _places(control: Control, usual: Sequence[float]) -> list[float]:
@@ -168,14 +178,14 @@ def knobs(
         samples: quantity (``ventricles``, ``brain``) -> requested and measured column of samples drawn before.
         turned: a sweep as ``sweeps.draw`` gives it, shown where no kernel answers.
     """
-    from . import live as alive
+    from .live import live_knobs
     from .live_pictures import following
 
     if is_live() if live is None else live:
-        return alive.live_knobs(source(pipeline, patient=True), base, samples)
+        return live_knobs(source(pipeline, patient=True), base, samples)
     found = {control.column: control for control in controls(pipeline.ranges) if control.title in samples}
     trail = [
-        (found[row["moved"]].title, row[row["moved"]], row[alive.MEASURED[row["moved"]]], "one noise")
+        (found[row["moved"]].title, row[row["moved"]], row[MEASURED[row["moved"]]], "one noise")
         for row in turned.to_dict("records")
     ]
     return following({c.title: (c, *map(np.asarray, samples[c.title])) for c in found.values()}, trail)

@@ -143,7 +143,7 @@ pages.say(
 # Switch *same noise* off and move a slider again: the request and the person change together, and you can no longer
 # tell what either of them did.
 
-# %% mystnb={"figure": {"caption": "One noise, fifteen requests: axial slices through the lateral ventricles. Ventricular volume by column, normalised brain volume by row, age and sex fixed. The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
+# %% mystnb={"figure": {"caption": "One noise, fifteen requests: axial slices through the lateral ventricles. Ventricular volume by column, normalised brain volume by row, age and sex fixed; under each slice the measured ventricles and brain (ml). The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
 explorer = widgets.explorer(pipeline)
 explorer
 
@@ -151,9 +151,11 @@ explorer
 # All brains of {numref}`fig-quickstart-knobs` share their noise, and with it whatever the covariates do not decide.
 # That is the sense in which they are one person: the request changes, the chance does not.
 #
-# Read the table under the live picture as well. The ventricles that were measured follow the slider closely; the brain
-# volume follows it with an error of its own. And a range is that of one covariate: a request can be blue on all sliders
-# and still be one that nobody in the cohort was like, such as an old person's ventricles at a young age.
+# Read what was measured as well. Along a row the first number should grow as the request does, and the second should
+# stay; down a column it is the other way round. Chapter 5 does this with care.
+#
+# A range is that of one covariate. A request can be blue on all sliders and still be like nobody in the cohort: an old
+# person's ventricles at a young age, for instance. The sliders do not warn of that.
 #
 # ## The same from the command line
 #

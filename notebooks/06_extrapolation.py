@@ -210,7 +210,7 @@ pages.say(
 #
 # Then go on until something breaks, and say what: the measured volume, the outline of the head, or the tissue?
 
-# %% mystnb={"figure": {"caption": "Requests in which ventricular volume (columns) and brain volume (rows) leave the training range together, from one noise with the age fixed: the paper's panels and the middle of the range. Volumes marked * lie outside the training range. Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-both-beyond"}, "image": {"alt": "Four rows of four axial slices; from left to right the requested ventricles grow from a negative volume, from top to bottom the requested brain shrinks."}}
+# %% mystnb={"figure": {"caption": "Requests in which ventricular volume (columns) and brain volume (rows) leave the training range together, from one noise with the age fixed: the paper's panels and the middle of the range. Volumes marked * lie outside the training range; under each slice the measured ventricles and brain (ml). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-both-beyond"}, "image": {"alt": "Four rows of four axial slices; from left to right the requested ventricles grow from a negative volume, from top to bottom the requested brain shrinks."}}
 widgets.explorer(pipeline, run.folder, PANELS)
 
 # %% [markdown]
