@@ -152,7 +152,8 @@ explorer
 # That is the sense in which they are one person: the request changes, the chance does not.
 #
 # Read what was measured as well. Along a row the first number should grow as the request does, and the second should
-# stay; down a column it is the other way round. Chapter 5 does this with care.
+# stay; down a column it is the other way round. Where a number moves that nobody asked to move, one covariate drags
+# another along. Chapter 5 measures how much.
 #
 # A range is that of one covariate. A request can be blue on all sliders and still be like nobody in the cohort: an old
 # person's ventricles at a young age, for instance. The sliders do not warn of that.
