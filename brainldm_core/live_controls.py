@@ -28,7 +28,7 @@ STYLE = f"""<style>
 .brainldm-explorer .widget-hslider .noUi-connect {{ background: transparent; }}
 .brainldm-explorer .widget-hslider .widget-readout {{ min-width: 0; width: {READOUT_PX}px; margin: 0;
   text-align: right; box-sizing: border-box; }}
-.brainldm-strip {{ position: relative; height: 26px; margin: 0 {AFTER_PX}px 0 {BEFORE_PX}px;
+.brainldm-strip {{ position: relative; height: 31px; margin: 0 {AFTER_PX}px 0 {BEFORE_PX}px;
   font-size: 11px; line-height: 13px; color: var(--jp-ui-font-color1, inherit); }}
 .brainldm-strip span {{ position: absolute; transform: translateX(-50%); white-space: nowrap; }}
 .brainldm-strip i {{ position: absolute; top: -3px; width: 1px; height: 6px; background: currentColor; }}
@@ -69,7 +69,7 @@ def band(control: Control, name: str) -> str:
 def strip(control: Control) -> str:
     """Marks under a slider, as HTML: the ends of the training range, and a chapter's own values in a second row."""
     ends = (control.trained_low, control.trained_high)
-    marks = [(value, number(value), 2) for value in ends] + [(value, text, 14) for value, text in control.ticks]
+    marks = [(value, number(value), 2) for value in ends] + [(value, text, 15) for value, text in control.ticks]
     placed = "".join(
         f'<i style="left:{100 * control.share(value):.2f}%"></i>'
         f'<span style="left:{100 * control.share(value):.2f}%;top:{top}px">{escape(text)}</span>'
@@ -78,7 +78,7 @@ def strip(control: Control) -> str:
     middle = 50 * sum(control.share(value) for value in ends)
     placed += f'<span style="left:{middle:.2f}%;top:2px;color:{INSIDE};filter:brightness(1.25)">trained on</span>'
     if control.ticks:
-        placed += f'<span style="left:{middle:.2f}%;top:14px">the paper, normalised</span>'
+        placed += f'<span style="left:{middle:.2f}%;top:15px">the paper, normalised</span>'
     return f'<div class="brainldm-strip">{placed}</div>'
 
 

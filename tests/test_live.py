@@ -165,7 +165,7 @@ def test_the_band_and_the_marks_lie_where_the_training_range_is():
         marks = live_controls.strip(control)
         assert f'left:{low};top:2px">{control.trained_low:.1f}'.removesuffix(".0") in marks and f"left:{high}" in marks
         for at, text in control.ticks:
-            assert f'left:{100 * control.share(at):.2f}%;top:14px">{text}<' in marks
+            assert f'left:{100 * control.share(at):.2f}%;top:15px">{text}<' in marks
 
 
 def test_sliders_of_the_extrapolation_chapter_go_below_zero(source, model):
