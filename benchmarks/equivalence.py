@@ -61,7 +61,7 @@ NEW_PEOPLE = 2  # after COHORT_SEED: random numbers that no cohort draws
 FIRST_PERSON = 1_000_000  # far from the numbers of any cohort's people
 PAIRS = 1000
 DDPM = "DDPM"
-NAMES = {"dpmpp": "DPM-Solver++", "unipc": "UniPC"}
+NAMES = {"ddim": "DDIM", "dpmpp": "DPM-Solver++", "unipc": "UniPC"}
 
 
 def load(path: Path) -> np.ndarray:
@@ -123,7 +123,7 @@ def samplers(steps: list[int], also: list[str]) -> dict[str, tuple[str, int]]:
     Raises:
         BrainLDMError: ``also`` is not SAMPLER:STEPS.
     """
-    found = {f"DDIM {count}": ("ddim", count) for count in steps}
+    found = {f"{NAMES['ddim']} {count}": ("ddim", count) for count in steps}
     for text in also:
         name, _, count = text.partition(":")
         if name not in NAMES or not count.isdigit():

@@ -160,8 +160,13 @@ class InHalf(nn.Module):
         return self.network(x, timesteps=timesteps, context=context.to(DTYPES["bf16"])).float()
 
 
-def bundle_recipe(profile: Profile, device: torch.device, backend: str) -> tuple[Callable[[], Any], int]:
-    """As the released bundle draws: one volume, float32, eager, a scheduler on the host; its decoder under autocast."""
+def bundle_parts(
+    profile: Profile, device: torch.device
+) -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+    """As the released bundle draws: one volume, float32, eager, a scheduler on the host; its decoder under autocast.
+
+    Returns what draws a latent (1, C, d, h, w), and what makes a volume (1, 1, D, H, W) of it, on the host.
+    """
     from monai.networks.schedulers import DDIMScheduler
 
     settings = profile.diffusion
@@ -183,10 +188,19 @@ def bundle_recipe(profile: Profile, device: torch.device, backend: str) -> tuple
             now = torch.Tensor((time_step,)).to(device).long()
             output = unet(torch.cat((image, maps), dim=1), timesteps=now, context=context)
             image, _ = scheduler.step(output, time_step, image)
-        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            return autoencoder.decode_stage_2_outputs(image).float().cpu()
+        return image
 
-    return draw, 1
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            return autoencoder.decode_stage_2_outputs(latent).float().cpu()
+
+    return draw, decode
+
+
+def bundle_recipe(profile: Profile, device: torch.device, backend: str) -> tuple[Callable[[], Any], int]:
+    """``bundle_parts`` one after the other."""
+    draw, decode = bundle_parts(profile, device)
+    return lambda: decode(draw()), 1
 
 
 def package_recipe(profile: Profile, device: torch.device, backend: str) -> tuple[Callable[[], Any], int]:

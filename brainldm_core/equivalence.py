@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import BrainLDMError
-from .records import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,14 +106,6 @@ def paired_distance(
     spread = np.array([gap(*half) for half in halves])
     low, high = whole + np.quantile(spread - spread.mean(), [0.025, 0.975])
     return Equivalence(len(one), whole, float(low), float(high), float(margin))
-
-
-def published_trial(profile: str) -> dict[str, Any] | None:
-    """The published trial of samplers of a profile, or None where there is none."""
-    from .notebooks import project_root
-
-    path = project_root() / "book" / "published" / "trials" / f"equivalence-{profile}.json"
-    return read_json(path) if path.exists() else None
 
 
 def verdict(row: Mapping[str, Any]) -> str:

@@ -180,15 +180,21 @@ def losses(run: Run, stage: str) -> pd.DataFrame:
     return pd.read_csv(run.stage(stage) / "losses.csv")
 
 
+def published(kind: str, name: str) -> dict[str, Any] | None:
+    """A published file of ``trials`` or ``benchmarks``, or None where there is none."""
+    from .notebooks import project_root
+
+    path = project_root() / "book" / "published" / kind / f"{name}.json"
+    return read_json(path) if path.exists() else None
+
+
 def trials(*names: str) -> pd.DataFrame:
     """Published trials of ``benchmarks/design.py``, a row each: FID and correlations of samples with requests."""
     import pandas as pd
 
-    from .notebooks import project_root
-
-    folder, rows = project_root() / "book" / "published" / "trials", {}
+    rows = {}
     for name in names:
-        found = read_json(folder / f"{name}.json")
+        found = published("trials", name)
         row = next(row for kind, row in found["rows"].items() if kind.startswith("samples"))
         spans = {
             f"{title}: r [95 %]": f"{row[f'{title}_r']:.3f} [{row[f'{title}_low']:.3f}, {row[f'{title}_high']:.3f}]"

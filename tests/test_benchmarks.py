@@ -38,6 +38,8 @@ import gpu_hour  # noqa: E402
 import gpu_training  # noqa: E402
 import measures  # noqa: E402
 import metrics as metrics_benchmark  # noqa: E402
+import sampler_curve  # noqa: E402
+import sampling as sampling_benchmark  # noqa: E402
 import training_step  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -306,3 +308,51 @@ def test_a_trial_of_samplers_refuses_other_settings_and_margins_after_the_fact(t
     (folder / "margins.json").unlink()
     with pytest.raises(BrainLDMError, match="margins come first"):
         trial("one")
+
+
+def test_a_curve_of_samplers_goes_on_with_the_trials_volumes(trial, tmp_path, monkeypatch):
+    with pytest.raises(BrainLDMError, match="no trial has begun"):
+        sampler_curve.main([str(tmp_path), "--out", str(tmp_path / "none")])
+    folder = trial("whole")
+    for name in ("load_pipeline", "load_cohort"):
+        monkeypatch.setattr(sampler_curve, name, getattr(equivalence, name))
+    monkeypatch.setattr(sampler_curve, "STEPS", {"ddim": [2, 4, 20], "dpmpp": [4]})
+    drawn = {path: path.stat().st_mtime_ns for path in folder.glob("*/piece-*.npz")}
+    sampler_curve.main([str(tmp_path), "--out", str(folder), "--near", "2"])
+    assert all(path.stat().st_mtime_ns == before for path, before in drawn.items())
+    curve = read_json(folder / "curve.json")
+    points = {(point["sampler"], point["steps"]): point for point in curve["points"]}
+    assert list(points) == [("ddpm", 20), ("ddim", 2), ("ddim", 4), ("ddim", 20), ("dpmpp", 4)]
+    assert points["ddim", 20]["near"] == {"grey": 0.0, "unlike": pytest.approx(0, abs=1e-5), "n": 2}
+    four, whole = (equivalence.drawn(folder, f"DDIM {steps}")[:2] for steps in (4, 20))
+    assert points["ddim", 4]["near"]["grey"] == pytest.approx(np.abs(four - whole).mean())
+    trialled = read_json(folder / "equivalence.json")
+    assert points["ddim", 2]["fid"] == pytest.approx(trialled["comparisons"][1]["rows"]["FID"]["one"])
+    assert curve["floor"]["fid"] == trialled["margins"]["margins"]["fid"]["floor"] and curve["missing"] == []
+
+
+def test_evaluations_are_counted_with_guidance_and_ratios_are_of_medians():
+    profile = load_profile("tiny")
+    guided = profile.sampling.model_copy(update={"guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)})
+    plain = guided.model_copy(update={"guidance_scale": 1.0})
+    count = sampling_benchmark.evaluations
+    # DDIM 50 visits 0, 20 ... 980: those from 100 to 900 twice.
+    assert count(profile.model_copy(update={"sampling": guided}), "ddim:50") == 50 + 41
+    assert count(profile.model_copy(update={"sampling": plain}), "ddim:50") == 50
+    assert count(profile.model_copy(update={"sampling": plain}), "dpmpp:10") == 10
+    parts = ("denoising", "decoding", "writing")
+    work, profile = {"unet": 2.0, "decoder": 10.0}, profile.model_copy(update={"sampling": plain})
+    rows = {}
+    for case, loops in (("ddim:50", (5.0, 9.0, 6.0)), ("dpmpp:10", (1.0, 1.5, 2.0))):
+        rounds = [{"batch": 4, "peak_gib": loop, **dict(zip(parts, (loop, 0.4, 0.1), strict=True))} for loop in loops]
+        rows[case] = sampling_benchmark.summary(case, rounds, profile, work)
+    assert rows["dpmpp:10"]["seconds_a_volume"] == 2.0 and rows["dpmpp:10"]["peak_gib"] == 2.0
+    assert rows["dpmpp:10"]["range_s"] == [1.5, 2.5] and rows["dpmpp:10"]["counted_tflop"] == 30.0
+    first, second = sampling_benchmark.ratios(rows)
+    assert first == {"case": "ddim:50"}
+    assert second["ddim:50"] == {"denoising": 4.0, "end_to_end": 3.25, "counted": round(110 / 30, 3)}
+
+
+def test_parts_of_a_drawn_volume_are_timed_apart():
+    found = sampling_benchmark.time_case("dpmpp:2", None, CPU)
+    assert all(found[part] > 0 for part in sampling_benchmark.PARTS) and found["peak_gib"] > 0

@@ -6,7 +6,6 @@ import pytest
 from brainldm_core.equivalence import (
     equivalence,
     paired_distance,
-    published_trial,
     trial_table,
     trial_words,
     verdict,
@@ -113,7 +112,6 @@ def test_a_trial_says_what_was_shown_and_what_was_not():
 
 
 def test_without_a_trial_a_page_says_so():
-    assert published_trial("no-such-profile") is None
     assert trial_table(None).empty and "No such trial has been published" in trial_words(None)
 
 
