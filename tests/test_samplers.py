@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from brainldm_core import sample_command, samplers, sampling
+from brainldm_core import samplers, sampling
 from brainldm_core.diffusion import alpha_bars
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.profiles import load_profile
@@ -106,7 +106,3 @@ def test_the_command_offers_every_sampler():
 
     for sampler in samplers.SAMPLERS:
         assert build_parser().parse_args(["sample", "--sampler", sampler]).sampler == sampler
-
-
-def test_the_command_offers_every_sampler():
-    assert sample_command.SAMPLERS == samplers.SAMPLERS
