@@ -137,7 +137,7 @@ def test_weights_without_a_cohort_ask_for_the_population(run, tmp_path, capsys):
     with pytest.raises(BrainLDMError, match="give a run's folder"):
         release_run.release_requests(nobody, None, 5)
     rows, origin = release_run.release_requests(pipeline, run.folder, 4)
-    assert origin == release.TRAINING_ROWS and len(rows) == 4
+    assert origin == release_run.TRAINING_ROWS and len(rows) == 4
     release.release_shard(pipeline, few, tmp_path / "set", steps=1, progress=False, origin=release_run.POPULATION)
     release.finish_release(tmp_path / "set")
     text = (tmp_path / "set" / "bids" / "README").read_text()
