@@ -70,24 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("samples", "draw the run's evaluation samples and measure them", commands.run_samples)
 
-    add("miniature", "make the run's own small release in BIDS, and verify it", commands.run_miniature)
+    miniature = add("miniature", "make the run's own small release in BIDS, and verify it", commands.run_miniature)
+    miniature.add_argument("--shard", type=_shard, metavar="I/N", help="only draw part I of N, as jobs of a cluster do")
 
     sample_command.add_options(
         add("sample", "draw brains with the covariates that you ask for", sample_command.run_sample, run=False)
     )
 
-    release = add("release", "draw a shard of a public set of brains in BIDS", commands.run_release, run=False)
-    release.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
-    release.add_argument("--n", type=int, help="volumes of the whole set, the same for every shard")
-    release.add_argument("--shard", type=int, default=0, help="which part to draw, from 0 (default 0)")
-    release.add_argument("--shards", type=int, default=1, help="how many parts (default 1)")
-    release.add_argument("--steps", type=int, help="steps of ddim; default: the profile's for releases")
-    release.add_argument("--seed", type=int, help="of requests and noise; default: that of the training")
-    release.add_argument("--finish", action="store_true", help="draw nothing; write the tables of what is drawn")
-    release.add_argument("--out", type=Path, required=True, metavar="DIR")
-    verify = add("verify", "read a released set again and list what is wrong", commands.run_verify, run=False)
-    verify.add_argument("folder", type=Path, metavar="DIR")
-    verify.add_argument("--remeasure", type=int, metavar="N", help="measure only N volumes again (default all)")
+    _add_release(add("release", "draw a public set of brains in BIDS, check and repair it", None, run=False))
 
     _add_evaluate(
         add(
@@ -135,6 +125,63 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--results", action="store_true", help="only results and records, for another training seed")
     add("sync", "bring each .ipynb in step with its .py, the file that is edited", commands.run_sync, run=False)
     return parser
+
+
+def _add_release(release: argparse.ArgumentParser) -> None:
+    """What ``brainldm release`` can do; without a word it draws (``main``)."""
+    subcommands = release.add_subparsers(dest="release", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, function) -> argparse.ArgumentParser:
+        command = subcommands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(function=function)
+        return command
+
+    draw = add("draw", "draw a shard of a set; the last one finishes the set (the default)", commands.run_release)
+    draw.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
+    draw.add_argument("--n", type=int, help="volumes of the whole set, the same for every shard")
+    draw.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="draw part I of N, from 1/N to N/N (default 1/1)"
+    )
+    draw.add_argument("--sampler", choices=sample_command.SAMPLERS, help="default: the profile's for releases")
+    draw.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's for releases")
+    draw.add_argument("--seed", type=int, help="of requests and noise; default: that of the training")
+    draw.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that compress, measure and write; 0: none (default: none on a CPU, up to 8 on a GPU)",
+    )
+    draw.add_argument("--title", default="Synthetic brains", help="name of the set (default Synthetic brains)")
+    draw.add_argument(
+        "--author", action="append", default=[], metavar="NAME", help="of the set; give it again for more"
+    )
+    draw.add_argument("--out", type=Path, required=True, metavar="DIR")
+    finish = add("finish", "write tables and checksums of a set whose shards are all drawn", commands.run_finish)
+    finish.add_argument("folder", type=Path, metavar="DIR")
+    verify = add("verify", "read a set again, list what is wrong, and make it again if asked to", commands.run_verify)
+    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.add_argument(
+        "--remeasure", type=int, default=1000, metavar="N", help="measure N volumes again, evenly spread (default 1000)"
+    )
+    verify.add_argument("--repair", action="store_true", help="make again what is missing or damaged")
+    verify.add_argument(
+        "--weights", type=Path, metavar="RUN", help="for --repair: what the set was drawn with; default: as for draw"
+    )
+    verify.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default 0: none)")
+    plan = add("plan", "work out hours, shards and storage of a set from what was measured", commands.run_plan)
+    plan.add_argument("--n", type=int, default=100_000, help="volumes (default 100,000, the paper's)")
+    plan.add_argument("--hours", type=float, default=4.0, help="of a shard (default 4)")
+    plan.add_argument("--steps", type=int, default=10, help="of the sampler at 1 mm (default 10)")
+    plan.add_argument("--run", type=Path, metavar="RUN", help="whose release was measured (default: the published one)")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Part I of N, as ``3/64``."""
+    try:
+        part, parts = text.split("/")
+        return int(part), int(parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write I/N, for instance 3/64") from None
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
@@ -217,7 +264,10 @@ def _warn(message: Warning | str, category: type, filename: str, *_) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
-    args = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["release"] and words[1:2] and words[1].startswith("-") and words[1] not in ("-h", "--help"):
+        words.insert(1, "draw")  # brainldm release --n 8 --out DIR
+    args = build_parser().parse_args(words)
     args.own_process = arguments is None  # else another program called us, and has imports of its own
     from .launch import hopeless, turn  # after the parser: --help stays quick
 

@@ -126,28 +126,56 @@ def run_samples(args: argparse.Namespace) -> None:
 
 
 def run_miniature(args: argparse.Namespace) -> None:
-    """Draw, finish and verify the release of a run."""
+    """Draw, finish and verify the release of a run, or draw one shard of it."""
+    from .records import write_json
     from .release_run import release_stage
 
     run = _open(args)
-    _stage(run, "release", lambda: release_stage(run))
+    if args.shard is None:
+        _stage(run, "release", lambda: release_stage(run))
+        return
+    made = release_stage(run, shard=args.shard)
+    name = "-of-".join(map(str, args.shard))
+    write_json(run.stage("release") / "shards" / f"{name}.json", made)
+    print(f"{run.name}: release, shard {args.shard[0]}/{args.shard[1]} finished, {made['seconds']:.0f} s", flush=True)
 
 
 def run_release(args: argparse.Namespace) -> None:
-    """Draw a shard of a set, or finish the set."""
+    """Draw a shard of a set."""
     from .release_run import draw_release
 
-    part = {"count": args.n, "shard": args.shard, "shards": args.shards, "steps": args.steps, "seed": args.seed}
-    print(draw_release(args.out, args.weights, finish=args.finish, **part))
+    names = ("shard", "sampler", "steps", "seed", "workers", "title")
+    how = {name: getattr(args, name) for name in names} | {"authors": args.author}
+    print(draw_release(args.out, args.weights, args.n, **how))
+
+
+def run_finish(args: argparse.Namespace) -> None:
+    """Finish a set."""
+    from .release_run import end_release
+
+    print(end_release(args.folder))
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """List the problems of a released set; 1 if there are any."""
-    from .release_run import find_release, verify_release
+    """List the problems of a released set, or repair them; 1 if there are any left."""
+    from .release_run import find_release, mend_release, verify_release
 
-    problems = verify_release(find_release(args.folder), args.remeasure)
+    folder = find_release(args.folder)
+    problems = verify_release(folder, args.remeasure, args.workers)
+    if problems and args.repair:
+        print("\n".join(problems))
+        for name in mend_release(folder, args.weights):
+            print(f"{folder / name}: made again")
+        problems = verify_release(folder, args.remeasure, args.workers)
     print("\n".join(problems) or f"{args.folder}: nothing is wrong")
     return int(bool(problems))
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Say what a large set takes."""
+    from .release_plan import plan_text
+
+    print(plan_text(args.n, args.hours, args.steps, args.run))
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

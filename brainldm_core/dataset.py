@@ -22,6 +22,7 @@ from .errors import BrainLDMError
 from .records import atomic_path, read_json, write_json, write_text
 
 if TYPE_CHECKING:
+    import nibabel as nib
     import pandas as pd
     import torch
 
@@ -58,8 +59,8 @@ def labels_path(folder: Path, participant_id: str, session_id: str = MISSING) ->
     return path.with_name(path.name.replace("_desc-preproc_T1w", "_dseg"))
 
 
-def save_nifti(path: Path, array: np.ndarray, affine: Any, slope: float = 1.0) -> None:
-    """Write (D, H, W) uint8 with an affine in MNI space (sform and qform code 4); the same array, the same bytes."""
+def nifti_image(array: np.ndarray, affine: Any, slope: float = 1.0) -> nib.Nifti1Image:
+    """An image (D, H, W) uint8 with an affine in MNI space (sform and qform code 4)."""
     import nibabel as nib
 
     image = nib.Nifti1Image(np.ascontiguousarray(array, dtype=np.uint8), np.asarray(affine, dtype=float))
@@ -67,6 +68,14 @@ def save_nifti(path: Path, array: np.ndarray, affine: Any, slope: float = 1.0) -
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, code=4)
     image.set_qform(image.affine, code=4)
+    return image
+
+
+def save_nifti(path: Path, array: np.ndarray, affine: Any, slope: float = 1.0) -> None:
+    """Write (D, H, W) uint8 with an affine in MNI space; the same array, the same bytes."""
+    import nibabel as nib
+
+    image = nifti_image(array, affine, slope)
     with atomic_path(path) as partial:
         nib.save(image, partial)
 

@@ -85,19 +85,13 @@ def training_rows(pipeline: Pipeline, weights: Path | str | None, seed: int = 0)
     draws from, inside the training ranges.
     """
     from .dataset import load_cohort
-    from .profiles import Profile
-    from .records import Run, read_json
+    from .records import run_in
     from .release_run import draw_population
 
-    marker = Path(weights or "") / "run.json"
-    if weights is not None and marker.is_file():
-        facts = read_json(marker)
-        run = Run(
-            Profile.model_validate(facts["profile"]), facts["cohort"], facts["seed"], marker.resolve().parent.parent
-        )
-        if (run.stage("cohort") / "participants.tsv").is_file():
-            rows = load_cohort(run.stage("cohort")).rows("train")
-            return rows, f"the {len(rows)} training rows of cohort {run.cohort}"
+    run = run_in(weights)
+    if run is not None and (run.stage("cohort") / "participants.tsv").is_file():
+        rows = load_cohort(run.stage("cohort")).rows("train")
+        return rows, f"the {len(rows)} training rows of cohort {run.cohort}"
     return draw_population(pipeline, PEOPLE, seed), (
         "the population that 291 people of the IXI data set stand for, inside the ranges of the training, as these "
         "weights come without their cohort"

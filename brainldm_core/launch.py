@@ -89,7 +89,7 @@ def bring_up_to_date(
         before = _time(records[-1])
         write_text(error, " " * ERROR_ROOM)
         config = {"profile": profile, "cohort": run.cohort, "seed": run.seed, "runs": str(run.root.resolve())}
-        config |= {"bids": str(bids.resolve()) if bids else "", "threads": 1 if remote else cores()}
+        config |= {"bids": str(bids.resolve()) if bids else "", "threads": 1 if remote else cores(), "shards": remote}
         write_json(settings, config)
         command = [
             *(sys.executable, "-m", "snakemake", "--snakefile", project_root() / "workflow" / "Snakefile"),

@@ -189,8 +189,10 @@ class Sampling(_Settings):
 
 
 class Release(_Settings):
-    """The run's set of synthetic brains (section 4 of the paper): volumes, steps of DDIM, parts drawn one by one."""
+    """The run's set of synthetic brains (section 4 of the paper): volumes, sampler, steps, parts."""
 
+    # DDIM, the first there was, is not in records: those made before there was a choice stay valid.
+    sampler: Sampler = Field(default="ddim", exclude_if=lambda sampler: sampler == "ddim")
     volumes: PositiveInt
     steps: PositiveInt
     shards: PositiveInt

@@ -1,19 +1,22 @@
 """A public set of synthetic brains in BIDS, as the paper's 100,000 (section 4): sharded, resumable, verified.
 
-``draw_requests``, ``release_shard`` for each shard, ``finish_release``, then ``verify_release`` of ``release_check``.
+``draw_requests``, ``release_shard`` for each shard, ``finish_release``, then ``verify_release`` of ``release_check``;
+``release_repair`` makes again what is missing or damaged.
 
-``OUT/rawdata/`` is the BIDS folder; ``OUT/SHA256SUMS`` names every file in it and ``OUT/record.json`` says what it was
-made from. Until it is finished, ``OUT/plan.json`` and ``OUT/batches/`` hold what is to be done and what is done. What
-is true of all volumes lies in one ``T1w.json`` at the top, which BIDS lets every volume inherit; what differs is a row
-of ``participants.tsv``. So 100,000 volumes need no 100,000 sidecars.
+``OUT/bids/`` is the BIDS folder; ``OUT/SHA256SUMS`` names every file in it, ``OUT/VOXELS.sha256`` has checksums of the
+volumes before compression, ``OUT/requests.tsv`` what was asked for, and ``OUT/record.json`` what all was made from.
+Until it is finished, ``OUT/plan.json`` and ``OUT/batches/`` hold what is to be done and what is done. What is true of
+all volumes lies in one ``T1w.json`` at the top, which BIDS lets every volume inherit; what differs is a row of
+``participants.tsv``. So 100,000 volumes need no 100,000 sidecars.
 
 Law 3: rows are cut into batches once for all, and a shard is every so-manyth batch. A volume therefore has the same
-bytes for any number of shards, order or restart, on one device and thread count.
+bytes for any number of shards, writers, order or restart, on one device and thread count.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,42 +25,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .covariates import COLUMNS, MISSING
-from .dataset import read_nifti, save_volume
+from .claims import give_back, open_claims, take
+from .covariates import COLUMNS
 from .errors import BrainLDMError
-from .manifests import publishable
-from .records import Record, read_json, read_record, settings_hash, sha256, write_json, write_text
-from .release_check import MADE_BY, RAW, SUMS, TABLES, files_of, plain_rows
+from .records import Record, read_json, read_record, sha256
+from .release_begin import LOCK, WHOLE, batch_rows, batches, begin_release, check_shard, marker, missing_batches
+from .release_begin import begun_plan as begun_plan
+from .release_begin import release_plan as release_plan
+from .release_check import BIDS, MADE_BY, REQUESTS, SUMS, TABLES, VOXELS, files_of, plain_rows, write_sums
 from .release_check import verify_release as verify_release
-from .samples import (
-    measure_all,
-    participant,
-    progress_bar,
-    quantise,
-    sampling_facts,
-    volume_name,
-    write_participants,
-)
+from .release_tables import write_tables
+from .release_write import Batch, writing
+from .samples import participant, progress_bar, quantise, volume_name
 from .sampling import Pipeline, sample
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LICENCE = "CC-BY-4.0"
-TRAINING_ROWS = "whole rows of the training cohort, drawn with replacement"
-_README = """{title}
-{line}
-
-{count} T1-weighted brain volumes of no person, drawn from a latent diffusion model (Pinaya et al. 2022,
-arXiv 2209.07162) with brainldm. They are synthetic: no volume is a scan, and none is fit for clinical use.
-
-Volumes: sub-NNNNNN/anat/sub-NNNNNN_T1w.nii.gz, {shape} voxels, in MNI space (RAS), intensities from 0 to 1 in
-255 steps. T1w.json holds for all of them. Table: participants.tsv, columns explained in participants.json. Covariates
-were requested jointly: {origin}. Columns measured_* were measured in the volume.
-
-Trained on: {cohort}. {terms}
-Check the files with: sha256sum -c SHA256SUMS (in the folder above this one).
-"""
+AGAIN = "run all shards again: what is done is kept"
 
 
 def draw_requests(rows: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
@@ -80,38 +65,46 @@ def release_shard(
     pipeline: Pipeline,
     requests: pd.DataFrame,
     out: Path,
-    shard: int = 0,
+    shard: int = 1,
     shards: int = 1,
-    sampler: str = "ddim",
-    steps: int = 50,
-    seed: int = 0,
     progress: bool = True,
-    origin: str = TRAINING_ROWS,
+    workers: int = 0,
+    **how: Any,
 ) -> int:
-    """Draw one of ``shards`` parts of a release into ``out``; return how many volumes were drawn now.
+    """Draw shard ``shard`` of ``shards``, counted from 1, of a release into ``out``; return how many were drawn.
 
-    Done batches are kept, so a killed shard goes on where it was. Shards may run side by side, and a restart may have
-    another number of them. Row i of ``requests`` becomes sample i + 1; ``origin``: where rows come from.
+    Done batches are kept, so a killed shard goes on where it was. Shards may run side by side, the same one too: each
+    process claims its batch. A restart may have another number of shards. Row i of ``requests`` becomes sample i + 1.
+
+    Args:
+        workers: processes that compress, measure and write while the next batch is drawn; 0: this one does.
+        how: of ``release_plan``.
 
     Raises:
         BrainLDMError: no such shard, or ``out`` holds another release.
     """
-    if not 0 <= shard < shards:
-        raise BrainLDMError(f"shard {shard} of {shards}: choose 0 to {shards - 1}")
-    out, size = Path(out), pipeline.profile.sampling.batch_size
-    if _begin(out, release_plan(pipeline, requests, sampler, steps, seed, origin)):
+    check_shard(shard, shards)
+    plan, out = release_plan(pipeline, requests, **how), Path(out)
+    if begin_release(out, plan, requests):
         return 0
-    todo = [
-        batch
-        for batch in range(-(-len(requests) // size))
-        if batch % shards == shard and not _marker(out, batch).exists()
-    ]
-    drawn = 0
-    with progress_bar(f"release {shard + 1}/{shards}", progress) as seen:
-        for place, batch in enumerate(todo):
-            rows = requests.iloc[batch * size : (batch + 1) * size]
-            bar = _part(seen, place, len(todo))
-            drawn += _draw_batch(pipeline, rows, out, batch, {"sampler": sampler, "steps": steps, "seed": seed}, bar)
+    with open_claims(out / LOCK) as claims:
+        todo = [batch for batch in missing_batches(out) if batch % shards == shard - 1]
+        drawn, shared = 0, False
+        give = lambda path: give_back(claims, int(path.stem) + 1)  # noqa: E731
+        with (
+            progress_bar(f"release {shard}/{shards}", progress) as seen,
+            writing(workers, give) as write,
+        ):
+            for place, batch in enumerate(todo):
+                if not take(claims, batch + 1):
+                    if not shared:
+                        print(f"{out}: another brainldm is at work on this shard; sharing it", file=sys.stderr)
+                    shared = True
+                elif not marker(out, batch).exists():
+                    write(draw_batch(pipeline, requests, plan, out, batch, _part(seen, place, len(todo))))
+                    drawn += len(batch_rows(plan, batch))
+                else:  # drawn since we looked
+                    give_back(claims, batch + 1)
     return drawn
 
 
@@ -119,129 +112,92 @@ def _part(seen: Callable[[int, int], None], place: int, parts: int) -> Callable[
     return lambda done, total: seen(place * total + done, parts * total)
 
 
-def release_plan(
-    pipeline: Pipeline, requests: pd.DataFrame, sampler: str, steps: int, seed: int, origin: str = TRAINING_ROWS
-) -> dict[str, Any]:
-    """All that decides the bytes of a release, JSON-able."""
-    return {
-        "count": len(requests),
-        "origin": origin,
-        "requests_sha256": settings_hash(plain_rows(requests)),
-        "cohort": pipeline.training.get("cohort", MISSING),
-        "shape": list(pipeline.profile.grid.shape),
-        "affine": pipeline.profile.grid.affine,
-        "sidecar": sampling_facts(pipeline, sampler, steps, seed),
-    }
-
-
-def begun_plan(out: Path) -> dict[str, Any] | None:
-    """The plan of a release that is begun or finished; None where there is none."""
-    if (done := read_record(out)) is not None:
-        return done["settings"]
-    return read_json(out / "plan.json") if (out / "plan.json").exists() else None
-
-
-def missing_batches(out: Path) -> int:
-    """How many batches of a begun release are still to be drawn; 0 for a finished one."""
-    if read_record(out) is not None:
-        return 0
-    plan = read_json(out / "plan.json")
-    return sum(not _marker(out, batch).exists() for batch in range(-(-plan["count"] // plan["sidecar"]["BatchSize"])))
-
-
-def _begin(out: Path, plan: dict[str, Any]) -> bool:
-    """Write the plan, or check that it is the same; whether the release is finished already."""
-    begun = begun_plan(out)
-    if begun is None:
-        write_json(out / "plan.json", plan)
-    elif begun != plan:
-        other = next((key for key in plan if begun.get(key) != plan[key]), "settings")
-        raise BrainLDMError(f"{out}: holds another release (its {other} differs); give another --out, or delete it")
-    return read_record(out) is not None
-
-
-def _marker(out: Path, batch: int) -> Path:
-    return out / "batches" / f"{batch:06d}.json"
-
-
-def _draw_batch(pipeline: Pipeline, rows: pd.DataFrame, out: Path, batch: int, how: dict, bar: Callable) -> int:
-    """Draw, keep and measure one batch; its marker is written last and vouches for its files."""
+def draw_batch(
+    pipeline: Pipeline,
+    requests: pd.DataFrame,
+    plan: dict[str, Any],
+    out: Path,
+    batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Batch:
+    """Draw the volumes of one batch, to be written to ``out``."""
     start = time.perf_counter()
-    ids = [int(row) + 1 for row in rows.index]
-    volumes = quantise(sample(pipeline, rows, ids, **how, progress=bar)) / np.float32(255)
-    affine = pipeline.profile.grid.affine
-    entries = []
-    for place, (identity, asked) in enumerate(zip(ids, plain_rows(rows), strict=True)):
-        path = out / RAW / volume_name(identity)
-        save_volume(path, volumes[place], affine)
-        measured = measure_all(*_read_back(path, volumes[place], affine)).iloc[0].to_dict()
-        row = {"participant_id": participant(identity)} | dict(zip(COLUMNS, asked, strict=True))
-        entries.append({"row": row | measured, "sha256": sha256(path)})
+    side, rows = plan["sidecar"], requests.iloc[batch_rows(plan, batch)]
+    ids = [place + 1 for place in batch_rows(plan, batch)]
+    volumes = sample(pipeline, rows, ids, side["Sampler"], side["Steps"], seed=side["Seed"], progress=progress)
+    entries = [
+        {"participant_id": participant(identity)} | dict(zip(COLUMNS, asked, strict=True))
+        for identity, asked in zip(ids, plain_rows(rows), strict=True)
+    ]
+    return Batch(
+        marker=marker(out, batch),
+        paths=[out / BIDS / volume_name(identity) for identity in ids],
+        rows=entries,
+        volumes=quantise(volumes),
+        affine=pipeline.profile.grid.affine,
+        made_on=made_on(pipeline),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def made_on(pipeline: Pipeline) -> str:
+    """The kind of machine that draws; law 3 holds within one."""
     device = pipeline.device.type if pipeline.device.type != "cuda" else torch.cuda.get_device_name(pipeline.device)
-    made_on = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    seconds = round(time.perf_counter() - start, 2)
-    write_json(_marker(out, batch), {"made_on": made_on, "seconds": seconds, "volumes": entries})
-    return len(ids)
+    return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _read_back(path: Path, volume: np.ndarray, affine: Any) -> tuple[np.ndarray, Any]:
-    """The volume as a reader finds it, (1, D, H, W): rounding of a last digit may carry a voxel over a threshold."""
-    try:
-        volume, affine = read_nifti(path)
-    except BrainLDMError:  # an empty volume, as an untrained network may give; verification says so
-        pass
-    return volume[None], affine
-
-
-def finish_release(out: Path, title: str = "Synthetic brains", licence: str = LICENCE) -> dict[str, Any]:
+def finish_release(out: Path) -> dict[str, Any]:
     """Write tables, README and checksums once every batch is whole; return the record. Done once, it is only read.
 
     Raises:
         BrainLDMError: batches are missing, a volume was damaged (its batch is forgotten, so that its shard draws it
             again), or a file is there that does not belong.
     """
+    out = Path(out)
+    if not read_record(out):
+        read_json(out / "plan.json")  # or say that there is none
+    with open_claims(out / LOCK) as claims:
+        take(claims, WHOLE, wait=True)
+        done = read_record(out) or _finish(out)
+        shutil.rmtree(out / "batches", ignore_errors=True)
+        for left in ("plan.json", LOCK):
+            (out / left).unlink(missing_ok=True)
+    return done
+
+
+def _finish(out: Path) -> dict[str, Any]:
     import pandas as pd
 
-    out = Path(out)
-    if (done := read_record(out)) is not None:
-        return done
     plan = read_json(out / "plan.json")
     record = Record(out, MADE_BY, plan, plan["sidecar"]["CheckpointSHA256"], plan["sidecar"]["Seed"])
-    size = plan["sidecar"]["BatchSize"]
-    markers = [_marker(out, batch) for batch in range(-(-plan["count"] // size))]
-    again = "run all shards again: what is done is kept"
-    if missing := [path for path in markers if not path.exists()]:
-        raise BrainLDMError(f"{out}: {len(missing)} of {len(markers)} batches are missing; {again}")
-    contents, sums, damaged = [read_json(path) for path in markers], {}, []
-    for path, content in zip(markers, contents, strict=True):
+    if missing := missing_batches(out):
+        raise BrainLDMError(f"{out}: {len(missing)} of {len(batches(plan))} batches are missing; {AGAIN}")
+    rows, sums, voxels, damaged, made, seconds = [], {}, {}, [], set(), {"seconds": 0.0, "writing": 0.0}
+    for batch in batches(plan):
+        content, whole = read_json(marker(out, batch)), True
         for entry in content["volumes"]:
-            volume = out / RAW / volume_name(int(entry["row"]["participant_id"][4:]))
-            if not volume.is_file() or sha256(volume) != entry["sha256"]:
-                damaged.append(volume)
-                path.unlink(missing_ok=True)
-            sums[str(volume.relative_to(out))] = entry["sha256"]
+            name = f"{BIDS}/{volume_name(int(entry['row']['participant_id'][4:]))}"
+            if not (out / name).is_file() or sha256(out / name) != entry["sha256"]:
+                damaged.append(out / name)
+                whole = False
+            sums[name], voxels[name.removesuffix(".gz")] = entry["sha256"], entry["voxels"]
+            rows.append(entry["row"])
+        if not whole:
+            marker(out, batch).unlink(missing_ok=True)
+        made.add(content["made_on"])
+        seconds = {name: value + content[name] for name, value in seconds.items()}
     if damaged:
-        raise BrainLDMError(f"{damaged[0]}: {len(damaged)} volumes are missing or changed since drawn; {again}")
-    raw = out / RAW
-    for left in raw.rglob(".partial-*"):  # of a process that was killed while it wrote
-        left.unlink()
-    known = {*sums, *(f"{RAW}/{name}" for name in TABLES)}
-    if extra := sorted(files_of(out) - known):
+        raise BrainLDMError(f"{damaged[0]}: {len(damaged)} volumes are missing or changed since drawn; {AGAIN}")
+    there = files_of(out)
+    for left in [name for name in there if name.rpartition("/")[2].startswith(".partial-")]:
+        (out / left).unlink()  # of a process that was killed while it wrote
+        there.remove(left)
+    if extra := sorted(there - {*sums, *(f"{BIDS}/{name}" for name in TABLES)}):
         raise BrainLDMError(f"{out / extra[0]}: does not belong to this release; remove it ({len(extra)} such files)")
-    allowed, reason = publishable(plan["cohort"])
-    terms = f"Licence: {licence}." if allowed else f"Not to be given away: {reason}."
-    table = pd.DataFrame([entry["row"] for content in contents for entry in content["volumes"]])
-    facts = {"Synthetic": True, "Requests": plan["origin"]}
-    write_participants(raw, table, title, License=licence if allowed else terms, BrainLDM=facts)
-    write_json(raw / "T1w.json", plan["sidecar"])
-    shape, cohort = " x ".join(map(str, plan["shape"])), reason if allowed else plan["cohort"]
-    facts = {"title": title, "line": "=" * len(title), "count": plan["count"], "shape": shape, "cohort": cohort}
-    write_text(raw / "README", _README.format(**facts, terms=terms, origin=plan["origin"]))
-    sums |= {f"{RAW}/{name}": sha256(raw / name) for name in TABLES}
-    write_text(out / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    record.earlier_seconds = sum(content["seconds"] for content in contents)
-    made_on = sorted({content["made_on"] for content in contents})
-    finished = record.finish([out / SUMS], volumes=plan["count"], made_on=made_on)
-    shutil.rmtree(out / "batches")
-    (out / "plan.json").unlink()
-    return finished
+    write_tables(out, plan, pd.DataFrame(rows))
+    write_sums(out / VOXELS, voxels)
+    write_sums(out / SUMS, sums | {f"{BIDS}/{name}": sha256(out / BIDS / name) for name in TABLES})
+    record.earlier_seconds = sum(seconds.values())
+    rates = {"seconds_drawing": round(seconds["seconds"], 2), "seconds_writing": round(seconds["writing"], 2)}
+    outputs = [out / name for name in (SUMS, VOXELS, REQUESTS)]
+    return record.finish(outputs, volumes=plan["count"], made_on=sorted(made), **rates)

@@ -1,10 +1,13 @@
 """Reading a released set of synthetic brains again: is every file there, whole, and what the table says?
 
-Shares the layout with ``release``, which writes it.
+Shares the layout with ``release``, which writes it, and ``release_repair``, which mends it.
 """
 
 from __future__ import annotations
 
+import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +16,14 @@ import numpy as np
 from .covariates import COLUMNS, MISSING
 from .dataset import read_nifti
 from .errors import BrainLDMError
-from .records import read_record, settings_hash, sha256
-from .samples import measure_all, participant, volume_name
+from .records import read_record, settings_hash, sha256, write_text
+from .release_write import measured_row, pool, voxel_digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RAW, SUMS, MADE_BY = "rawdata", "SHA256SUMS", "brainldm release"
-TABLES = ("README", "T1w.json", "dataset_description.json", "participants.json", "participants.tsv")
+BIDS, SUMS, VOXELS, REQUESTS, MADE_BY = "bids", "SHA256SUMS", "VOXELS.sha256", "requests.tsv", "brainldm release"
+TABLES = ("LICENSE", "README", "T1w.json", "dataset_description.json", "participants.json", "participants.tsv")
 
 
 def plain_rows(requests: pd.DataFrame) -> list[list[Any]]:
@@ -36,7 +39,31 @@ def plain_rows(requests: pd.DataFrame) -> list[list[Any]]:
 
 def files_of(out: Path) -> set[str]:
     """Files of the BIDS folder of a release, relative to ``out``."""
-    return {str(path.relative_to(out)) for path in (out / RAW).rglob("*") if not path.is_dir()}
+    found = set()
+    for folder, _, names in os.walk(out / BIDS):
+        place = os.path.relpath(folder, out)
+        found.update(f"{place}/{name}" for name in names)
+    return found
+
+
+def write_sums(path: Path, sums: dict[str, str]) -> None:
+    """Write checksums by file, as ``sha256sum -c`` reads them."""
+    write_text(path, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Checksums by file; of a damaged list what can be read, of a missing one none."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def due_volumes(plan: dict[str, Any]) -> list[str]:
+    """Names of all volumes of a release, relative to ``out``, in the order of their numbers."""
+    from .samples import volume_name  # imports of torch, which a process that reads can do without
+
+    return [f"{BIDS}/{volume_name(identity)}" for identity in range(1, plan["count"] + 1)]
 
 
 def is_release(out: Path) -> bool:
@@ -44,46 +71,80 @@ def is_release(out: Path) -> bool:
     return (read_record(out) or {}).get("made_by") == MADE_BY
 
 
-def verify_release(out: Path, remeasure: int | None = None) -> list[str]:
+def verify_release(out: Path, remeasure: int | None = None, workers: int = 0) -> list[str]:
     """Read every file of a finished release again; return what is wrong, nothing if all is well.
 
     Checked: checksums, missing and extra files, the requests of the table, and of each volume its format, place, shape
     and range, and that no two are the same. Volumes are also measured again and held against the table, all of them or
-    ``remeasure`` evenly spread ones.
+    ``remeasure`` evenly spread ones. ``workers``: processes that read; 0: this one.
     """
     out = Path(out)
     if not is_release(out):
         return [f"{out}: is not a finished release; run its shards and finish it"]
     record = read_record(out)
     plan, problems = record["settings"], []
-    if not (out / SUMS).is_file() or sha256(out / SUMS) != record["outputs"][SUMS]:
-        problems.append(f"{out / SUMS}: is missing or was changed")
-    lines = (out / SUMS).read_text(encoding="utf-8").splitlines() if (out / SUMS).is_file() else []
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    present = files_of(out)
-    ids = range(1, plan["count"] + 1)
-    due = {f"{RAW}/{volume_name(identity)}" for identity in ids} | {f"{RAW}/{name}" for name in TABLES}
+    for name in (SUMS, VOXELS, REQUESTS):
+        if not (out / name).is_file() or sha256(out / name) != record["outputs"].get(name):
+            problems.append(f"{out / name}: is missing or was changed")
+    sums, voxels = read_sums(out / SUMS), read_sums(out / VOXELS)
+    present, volumes = files_of(out), due_volumes(plan)
+    due = {*volumes, *(f"{BIDS}/{name}" for name in TABLES)}
     problems += [f"{out / name}: is missing" for name in sorted(due - present)]
     problems += [f"{out / name}: does not belong to the release" for name in sorted(present - due)]
-    digests = {name: sha256(out / name) for name in sorted(present & due)}
-    problems += [f"{out / name}: was changed" for name in digests if digests[name] != sums.get(name)]
-    first: dict[str, str] = {}
-    for name, digest in digests.items():
-        if first.setdefault(digest, name) != name:
-            problems.append(f"{out / name}: is the same as {first[digest]}")
-    table, found = _read_participants(out / RAW / "participants.tsv", plan)
-    problems += found
+    table, found = read_participants(out / BIDS / "participants.tsv", plan)
     every = 1 if remeasure is None else -(-plan["count"] // max(1, remeasure))
-    for identity in ids:
-        if f"{RAW}/{volume_name(identity)}" in digests:
-            row = None if table is None or remeasure == 0 or (identity - 1) % every else table.iloc[identity - 1]
-            problems += _check_volume(out / RAW / volume_name(identity), plan, row)
-    return problems
+    rows = [None if table is None or remeasure == 0 or place % every else place for place in range(len(volumes))]
+    jobs = [
+        (str(out / name), plan, None if row is None else table.iloc[row].to_dict())
+        for name, row in zip(volumes, rows, strict=True)
+        if name in present
+    ]
+    digests = {f"{BIDS}/{name}": sha256(out / BIDS / name) for name in TABLES if f"{BIDS}/{name}" in present}
+    of_volumes: list[str] = []
+    for name, (digest, wrong) in zip(
+        (name for name in volumes if name in present), _inspected(jobs, workers), strict=True
+    ):
+        digests[name] = digest
+        of_volumes += wrong
+    for name in sorted(digests):
+        if digests[name] != sums.get(name):
+            same = name.endswith(".gz") and voxels_of(out / name) == voxels.get(name.removesuffix(".gz"))
+            problems.append(f"{out / name}: was changed{', though not its voxels' if same else ''}")
+    first: dict[str, str] = {}
+    for name in sorted(digests):
+        if first.setdefault(digests[name], name) != name:
+            problems.append(f"{out / name}: is the same as {first[digests[name]]}")
+    return problems + found + of_volumes
 
 
-def _read_participants(path: Path, plan: dict[str, Any]) -> tuple[pd.DataFrame | None, list[str]]:
+def voxels_of(path: Path) -> str | None:
+    """Checksum of a volume's voxels and header; None where it is missing or damaged."""
+    try:
+        return voxel_digest(path.read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error):
+        return None
+
+
+def _inspected(jobs: list[tuple], workers: int) -> Iterator[tuple[str, list[str]]]:
+    """Of each volume its checksum and what is wrong with it, here or in processes."""
+    if not workers:
+        yield from map(inspect, jobs)
+        return
+    with pool(workers) as executor:
+        yield from executor.map(inspect, jobs, chunksize=8)
+
+
+def inspect(job: tuple[str, dict[str, Any], dict[str, Any] | None]) -> tuple[str, list[str]]:
+    """Checksum of a volume and what is wrong with it, by path, plan and, to measure it again, its row of the table."""
+    path, plan, row = job
+    return sha256(Path(path)), _check_volume(Path(path), plan, row)
+
+
+def read_participants(path: Path, plan: dict[str, Any]) -> tuple[pd.DataFrame | None, list[str]]:
     """The table, None where it cannot be held against volumes, and what is wrong with it."""
     import pandas as pd
+
+    from .samples import participant
 
     try:
         table = pd.read_csv(path, sep="\t", na_values=[MISSING], keep_default_na=False, float_precision="round_trip")
@@ -96,7 +157,7 @@ def _read_participants(path: Path, plan: dict[str, Any]) -> tuple[pd.DataFrame |
     return table, [] if same else [f"{path}: its requested covariates are not those that were drawn"]
 
 
-def _check_volume(path: Path, plan: dict[str, Any], row: pd.Series | None) -> list[str]:
+def _check_volume(path: Path, plan: dict[str, Any], row: dict[str, Any] | None) -> list[str]:
     """What is wrong with one volume; with a row of the table it is measured again."""
     try:
         volume, affine = read_nifti(path)
@@ -110,10 +171,8 @@ def _check_volume(path: Path, plan: dict[str, Any], row: pd.Series | None) -> li
     if volume.min() < 0 or volume.max() > 1 + 1e-6:
         problems.append(f"{path}: has intensities from {volume.min():g} to {volume.max():g}, not within 0 to 1")
     if row is not None and not problems:
-        again = measure_all(volume[None], affine).iloc[0]
+        again = measured_row(volume, affine)
         # Measurement differs by less than this between machines.
-        off = [
-            name for name in again.index if not abs(again[name] - row.get(name, np.nan)) <= 0.05 + 1e-3 * again[name]
-        ]
+        off = [name for name in again if not abs(again[name] - row.get(name, np.nan)) <= 0.05 + 1e-3 * again[name]]
         problems += [f"{path}: {name} is {again[name]:g}, the table says {row.get(name)}" for name in off[:1]]
     return problems

@@ -7,6 +7,7 @@ weights without a cohort draw from the population that ``covariates`` knows.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,12 @@ import numpy as np
 from .covariates import COLUMNS, MISSING, draw_covariates
 from .dataset import load_cohort, read_nifti
 from .errors import BrainLDMError
-from .profiles import Profile
-from .records import Record, Run, clear_stage, read_json, read_record, stage_key
-from .release import (
-    TRAINING_ROWS,
-    begun_plan,
-    draw_requests,
-    finish_release,
-    missing_batches,
-    release_plan,
-    release_shard,
-)
-from .release_check import RAW, SUMS, is_release, verify_release
+from .records import Record, Run, clear_stage, read_record, run_in, stage_key
+from .release import draw_requests, finish_release, release_shard
+from .release_begin import begin_release, begun_plan, check_shard, missing_batches, release_plan
+from .release_check import BIDS, SUMS, due_volumes, is_release, verify_release
+from .release_tables import TRAINING_ROWS
+from .release_write import usual_workers
 from .runner import locked
 from .samples import volume_name
 from .sampling import Pipeline, load_pipeline
@@ -35,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SET = "set"
+Requests = Callable[[Pipeline, int, int], "tuple[pd.DataFrame, str]"]
+"""Gives the requested rows (years, ml) of a count and a seed, and in words where they come from."""
 POPULATION = (
     "drawn from the joint statistics of 291 people of the IXI data set aged 40 to 86, inside the ranges of the training"
 )
@@ -73,46 +70,54 @@ def release_requests(pipeline: Pipeline, weights: Path | None, count: int, seed:
     """
     if count < 1:
         raise BrainLDMError(f"release of {count} volumes: ask for at least one")
-    if weights is not None and (Path(weights) / "run.json").exists():
-        facts, folder = read_json(Path(weights) / "run.json"), Path(weights).resolve()
-        run = Run(Profile.model_validate(facts["profile"]), facts["cohort"], facts["seed"], folder.parent)
+    if (run := run_in(weights)) is not None:
         return draw_requests(load_cohort(run.stage("cohort")).rows("train"), count, seed), TRAINING_ROWS
     return draw_population(pipeline, count, seed), POPULATION
 
 
-def release_stage(run: Run, progress: bool = True) -> dict[str, Any]:
+def release_stage(run: Run, progress: bool = True, shard: tuple[int, int] | None = None) -> dict[str, Any]:
     """Ensure a run's own release in ``release/set``: drawn shard by shard, finished, and verified.
 
-    A set begun by ``draw_release`` with the same settings, for instance by the jobs of a cluster, is gone on with.
+    A set begun with the same settings, for instance by the jobs of a cluster, is gone on with. With ``shard``, (i, N),
+    only that part is drawn; what it returns is no record.
 
     Raises:
         BrainLDMError: the profile has no section for it, or the finished set has a problem.
     """
     folder, settings = run.stage("release"), run.profile.release
-    if (done := read_record(folder)) is not None:
+    out = folder / SET
+    if (done := read_record(folder)) is not None and "compression" in (begun_plan(out) or {}):  # of today's layout
         return done
     if settings is None:
         raise BrainLDMError(f"profile {run.profile.name}: has no section release; add volumes, steps and shards")
     inputs = {stage: stage_key(run.stage(stage)) for stage in ("cohort", "autoencoder", "diffusion")}
     record = Record(folder, "brainldm miniature", settings.model_dump(mode="json"), inputs, run.seed)
-    pipeline, out = load_pipeline(run.folder), folder / SET
+    pipeline = load_pipeline(run.folder)
     requests, origin = release_requests(pipeline, run.folder, settings.volumes, run.seed)
-    how = {"sampler": "ddim", "steps": settings.steps, "seed": run.seed, "origin": origin}
-    if begun_plan(out) not in (None, release_plan(pipeline, requests, **how)):  # of earlier weights or settings
-        clear_stage(folder)
-    for shard in range(settings.shards):
-        release_shard(pipeline, requests, out, shard, settings.shards, progress=progress, **how)
-    made = finish_release(out, f"Synthetic brains of run {run.name}")
+    how = {"sampler": settings.sampler, "steps": settings.steps, "seed": run.seed, "origin": origin}
+    how["title"] = f"Synthetic brains of run {run.name}"
+    plan = release_plan(pipeline, requests, **how)
+    with locked(folder.with_name(".release.begin.lock"), quiet=True):  # shards may be jobs that begin at once
+        if begun_plan(out) not in (None, plan):  # of earlier weights or settings
+            clear_stage(folder)
+        begin_release(out, plan, requests)
+    workers = usual_workers(pipeline.device.type)
+    for part in [shard] if shard else [(place, settings.shards) for place in range(1, settings.shards + 1)]:
+        drawn = release_shard(pipeline, requests, out, *part, progress=progress, workers=workers, **how)
+    if shard:
+        return {"seconds": record.seconds, "volumes": drawn}
+    made = finish_release(out)
     start = time.perf_counter()
-    problems = verify_release(out, None if settings.volumes <= REMEASURED else REMEASURED)
+    problems = verify_release(out, REMEASURED, workers)
     if problems:
-        raise BrainLDMError(f"{problems[0]} ({len(problems)} problems in all); delete {out} and draw it again")
-    sizes = [(out / RAW / volume_name(identity)).stat().st_size for identity in range(1, settings.volumes + 1)]
+        raise BrainLDMError(f"{problems[0]} ({len(problems)} problems in all); mend it with: brainldm release verify "
+                            f"{out} --repair --weights {run.folder}")  # fmt: skip
     return record.finish(
         [out / SUMS, out / "record.json"],
         volumes=settings.volumes,
-        bytes=sum(sizes),
+        bytes=sum((out / name).stat().st_size for name in due_volumes(made["settings"])),
         seconds_a_volume=round(made["seconds"] / settings.volumes, 4),
+        seconds_to_write=round(made["results"]["seconds_writing"] / settings.volumes, 4),
         seconds_to_verify=round(time.perf_counter() - start, 1),
         problems=len(problems),
         requests=origin,
@@ -123,45 +128,65 @@ def draw_release(
     out: Path,
     weights: Path | None = None,
     count: int | None = None,
-    shard: int = 0,
-    shards: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    sampler: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
-    finish: bool = False,
+    workers: int | None = None,
+    requests: Requests | None = None,
     progress: bool = True,
+    **about: Any,
 ) -> str:
-    """Draw one shard of a set into ``out``; the last shard to come finishes the set. Returns what to tell the user.
+    """Draw shard i of N of a set into ``out``; the last shard to come finishes the set. Returns what to tell the user.
 
     Args:
         weights: a run, whose training rows are requested, or exported weights; None: the weights that ship.
-        steps: of DDIM; None: the profile's for releases.
+        sampler, steps: None: the profile's for releases.
         seed: of requests and noise; None: that of the training.
-        finish: draw nothing, only finish what has been drawn.
+        workers: processes that write; None: none on a CPU, up to eight on a GPU.
+        requests: other rows than those of ``release_requests``.
+        about: title, licence and authors of the set.
 
     Raises:
         BrainLDMError: no number of volumes, no such shard, or ``out`` holds another release.
     """
     out = Path(out)
-    drawn = 0
-    if not finish:
-        if count is None:
-            raise BrainLDMError("release: how many volumes in all? give --n, the same for every shard")
-        pipeline = load_pipeline(weights)
-        if not pipeline.training.get("brain_only", True):
-            raise BrainLDMError(
-                f"{weights}: draws whole heads, which a release cannot measure; draw them with: brainldm sample"
-            )
-        usual = (pipeline.profile.release or pipeline.profile.sampling).steps
-        seed = int(pipeline.training.get("seed", 0)) if seed is None else seed
-        requests, origin = release_requests(pipeline, weights, count, seed)
-        drawn = release_shard(
-            pipeline, requests, out, shard, shards, "ddim", steps or usual, seed, progress, origin
-        )  # fmt: skip
-    with locked(out.parent / f".{out.name}.lock"):  # two shards may be the last at once
-        if finish or not (missing := missing_batches(out)):
-            volumes = finish_release(out)["results"]["volumes"]
-            return f"{out}: {volumes:,} volumes, finished; check them with: brainldm verify {out}"
-    return f"{out}: shard {shard} of {shards} is done, {drawn:,} volumes drawn now; {missing:,} batches are missing"
+    if count is None:
+        raise BrainLDMError("release: how many volumes in all? give --n, the same for every shard")
+    check_shard(*shard)
+    pipeline = load_pipeline(weights)
+    if not pipeline.training.get("brain_only", True):
+        raise BrainLDMError(
+            f"{weights}: draws whole heads, which a release cannot measure; draw them with: brainldm sample"
+        )
+    usual = pipeline.profile.release or pipeline.profile.sampling
+    seed = int(pipeline.training.get("seed", 0)) if seed is None else seed
+    rows, origin = requests(pipeline, count, seed) if requests else release_requests(pipeline, weights, count, seed)
+    workers = usual_workers(pipeline.device.type) if workers is None else workers
+    about |= {"sampler": sampler or usual.sampler, "steps": steps or usual.steps, "seed": seed, "origin": origin}
+    drawn = release_shard(pipeline, rows, out, *shard, progress=progress, workers=workers, **about)
+    said = f"{out}: shard {shard[0]}/{shard[1]} is done, {drawn:,} volumes drawn now"
+    if missing := missing_batches(out):
+        return f"{said}; {len(missing):,} batches are missing"
+    return f"{said}; {_end(out)}"
+
+
+def end_release(out: Path) -> str:
+    """Write the tables of a set whose shards are all drawn. Returns what to tell the user."""
+    return f"{out}: {_end(out)}"
+
+
+def _end(out: Path) -> str:
+    volumes = finish_release(out)["results"]["volumes"]
+    return f"the set has {volumes:,} volumes, finished; check them with: brainldm release verify {out}"
+
+
+def mend_release(out: Path, weights: Path | None = None) -> list[str]:
+    """Make again what is missing or damaged in a finished set; return the files that were."""
+    from .release_repair import repair_release
+
+    pipeline = load_pipeline(weights)
+    return repair_release(out, pipeline, lambda count, seed: release_requests(pipeline, weights, count, seed)[0])
 
 
 def find_release(folder: Path) -> Path:
@@ -181,7 +206,7 @@ def read_release(out: Path, count: int | None = None) -> tuple[np.ndarray, pd.Da
     import pandas as pd
 
     table = pd.read_csv(
-        Path(out) / RAW / "participants.tsv", sep="\t", na_values=[MISSING], keep_default_na=False
+        Path(out) / BIDS / "participants.tsv", sep="\t", na_values=[MISSING], keep_default_na=False
     ).head(count)
     names = [volume_name(int(name[4:])) for name in table["participant_id"]]
-    return np.clip(np.stack([read_nifti(Path(out) / RAW / name)[0] for name in names]), 0, 1), table
+    return np.clip(np.stack([read_nifti(Path(out) / BIDS / name)[0] for name in names]), 0, 1), table

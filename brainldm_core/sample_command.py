@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .sampling import Pipeline
 
+SAMPLERS = ("ddim", "ddpm", "dpmpp", "unipc")  # ``samplers.SAMPLERS``, which imports torch
 EXAMPLES = """A covariate may be a value, a range that is drawn from evenly (44:82), a quantile of the training cohort
 in per cent (q90) or a range of quantiles (q10:q90). What is not asked for is unknown to the model, which
 fills it in. For a negative number write --ventricles=-5ml.
@@ -58,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to draw")
     how.add_argument(
         "--sampler",
-        choices=["ddim", "ddpm", "dpmpp", "unipc"],
+        choices=SAMPLERS,
         help="DDIM, DDPM (all steps), DPM-Solver++ or UniPC; default: the profile's",
     )
     how.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's")

@@ -2,13 +2,13 @@
 # # A public set of synthetic brains
 #
 # **Promise.** You open a set of generated brains as its users will, cut its making into pieces that give the same bytes in
-# any order, damage a copy and see every damage found, and work out what a hundred thousand volumes take.
+# any order, damage a copy, see every damage found and mended, and work out what a hundred thousand volumes take.
 #
 # **Goals.** After this chapter you can
 #
 # 1. say what a data set of brains that nobody has must tell about itself;
 # 2. explain why a volume depends on its number and not on the machine that happened to draw it;
-# 3. check a set that somebody gave you, file by file and number by number;
+# 3. check a set that somebody gave you, file by file and number by number, and make again what is damaged;
 # 4. work out time and storage of a large set from a small one, and spread its making over a cluster.
 #
 # The paper releases 100,000 volumes with the age, sex and volumes that were asked for {cite}`pinaya2022`. What use such a
@@ -21,7 +21,8 @@ seed: int = 0  # of the training
 runs: str = "runs"  # folder of all runs
 
 # %% [markdown]
-# The module `release` writes such sets and `release_check` reads them again.
+# The module `release` draws such sets, `release_check` reads them again, `release_repair` mends them and `release_plan`
+# works out what a large one takes.
 
 # %%
 import shutil
@@ -31,12 +32,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from brainldm_core import charts, figures, pages, release, release_run
+from brainldm_core import charts, figures, pages, release, release_plan, release_run
 from brainldm_core.conditioning import agreement
 from brainldm_core.covariates import COLUMNS
 from brainldm_core.dataset import load_cohort
 from brainldm_core.records import read_json
-from brainldm_core.release_check import RAW, SUMS, TABLES, verify_release
+from brainldm_core.release_check import BIDS, SUMS, TABLES, verify_release
+from brainldm_core.release_repair import repair_release
 from brainldm_core.runner import finish_notebook
 from brainldm_core.samples import volume_name
 from brainldm_core.sampling import load_pipeline
@@ -62,22 +64,26 @@ pages.caution(len(known))
 # The folder follows BIDS {cite}`gorgolewski2016`, as the paper's does, so that any tool for brain images can read it:
 #
 # ```text
-# SHA256SUMS                                  a checksum for every file
+# SHA256SUMS, VOXELS.sha256                   checksums of all files, and of volumes before compression
+# requests.tsv                                what was asked for
 # record.json                                 what the set was made from
-# rawdata/README                              what this is, in words
-# rawdata/dataset_description.json            name, licence, maker
-# rawdata/participants.tsv, .json             a row a volume; what the columns mean
-# rawdata/T1w.json                            what is true of all volumes
-# rawdata/sub-000001/anat/sub-000001_T1w.nii.gz
-# rawdata/sub-000002/anat/...
+# bids/README, LICENSE                        what this is, in words, and under which terms
+# bids/dataset_description.json               name, makers, software, sources
+# bids/participants.tsv, .json                a row a volume; what the columns mean
+# bids/T1w.json                               what is true of all volumes
+# bids/sub-000001/anat/sub-000001_T1w.nii.gz
+# bids/sub-000002/anat/...
 # ```
+#
+# To BIDS this is a *derivative*, computed from other data by software that it names. No scanner has acquired it, so that
+# there is no echo time to give. Its own validator finds nothing to complain of; a test of the project asks it.
 #
 # A file beside each volume would say the same thing each time. BIDS lets volumes inherit from one file above them, so what
 # is shared lies in `T1w.json` once, and what differs is a row of the table.
 
 # %%
 volumes, table = release_run.read_release(out)
-_, sidecar, description, *_ = (out / RAW / name for name in TABLES)
+_, _, sidecar, description, *_, people = (out / BIDS / name for name in TABLES)
 shared = read_json(sidecar)
 pd.Series({key: str(value) for key, value in shared.items()}).to_frame("all volumes")
 
@@ -174,7 +180,7 @@ handful = release.draw_requests(known, 2 * shared["BatchSize"] - 1, run.seed)
 place = tempfile.TemporaryDirectory()
 whole, parts = Path(place.name, "whole"), Path(place.name, "parts")
 release.release_shard(pipeline, handful, whole, steps=2, progress=False)
-for shard in (1, 0):
+for shard in (2, 1):
     release.release_shard(pipeline, handful, parts, shard, 2, steps=2, progress=False)
 for folder in (whole, parts):
     release.finish_release(folder)
@@ -190,22 +196,26 @@ pages.say(
 # That holds on one kind of processor with one number of threads. Elsewhere sums are rounded in another order, and a volume
 # may differ by one of its 255 grey levels here and there; the record names every kind of machine that took part.
 #
+# A process that dies leaves at most one batch undone. What it was writing has another name until it is whole, and its
+# claim on the batch goes with it. Two processes that were given the same piece by mistake share it.
+#
 # ## Trust, and check
 #
-# Copies get damaged, and tables get edited. `brainldm verify` reads a set again: every checksum, files that are missing or
-# do not belong, the requests, the format and place of every volume, twins, and the measurements, made anew. We damage a copy
-# of the handful in three ways: one bit of a volume is flipped, two volumes change places, and somebody gets older.
+# Copies get damaged, and tables get edited. `brainldm release verify` reads a set again: every checksum, files that are
+# missing or do not belong, the requests, the format and place of every volume, twins, and the measurements, made anew. We
+# damage a copy of the handful in three ways: one bit of a volume is flipped, two volumes change places, and somebody gets
+# older.
 
 # %%
 damaged = shutil.copytree(whole, Path(place.name, "damaged"))
-flipped, one, two = (damaged / RAW / volume_name(identity) for identity in (1, 2, 3))
+flipped, one, two = (damaged / BIDS / volume_name(identity) for identity in (1, 2, 3))
 content = bytearray(flipped.read_bytes())
 content[len(content) // 2] ^= 1
 flipped.write_bytes(content)
 swapped = one.read_bytes(), two.read_bytes()
 one.write_bytes(swapped[1])
 two.write_bytes(swapped[0])
-people = damaged / RAW / TABLES[-1]
+people = damaged / BIDS / people.name
 rows = pd.read_csv(people, sep="\t", dtype=str)
 rows.loc[0, "age_years"] = f"{float(rows.loc[0, 'age_years']) + 1:g}"
 rows.to_csv(people, sep="\t", index=False)
@@ -231,22 +241,41 @@ pages.say(
 # Checksums alone would do against accidents. Against somebody who edits a volume and renews the checksums they do not, and
 # that is why the requests are hashed in the record and the volumes are measured again.
 #
+# Since a volume is its number, whoever has the weights can make a damaged one again. `brainldm release verify --repair`
+# draws its batch anew and accepts the result only if it is what the checksums say.
+
+# %%
+mended = repair_release(damaged, pipeline)
+problems["repaired"] = verify_release(damaged)
+restored = (damaged / SUMS).read_text() == sums[0]
+
+# %% tags=["hide-input"]
+pages.say(
+    f"{len(mended)} files were made again. After that the check finds {len(problems['repaired'])} problems, and the checksums are "
+    f"**{'those of the set before it was damaged' if restored else 'others than before'}**."
+)
+
+# %% [markdown]
+# On a machine whose voxels come out otherwise nothing is replaced: the command says so, and where the set was made. A file
+# that is not the set's own is named and left alone.
+#
 # ## From here to a hundred thousand
 #
 # Each volume is drawn on its own, so time and storage grow with their number. First the time, on a cluster that runs
-# Slurm, as one array of 64 jobs:
+# Slurm, as one array of 64 jobs. Shards are counted from 1:
 #
 # ```bash
 # #!/bin/bash
-# #SBATCH --array=0-63
+# #SBATCH --array=1-64
 # #SBATCH --cpus-per-task=2
 # srun brainldm release --weights runs/tiny-atlas --n 100000 \
-#   --shard "$SLURM_ARRAY_TASK_ID" --shards 64 --out synthetic_brains
+#   --shard "$SLURM_ARRAY_TASK_ID/64" --out synthetic_brains
 # ```
 #
 # Whichever job is the last to come writes the tables and checksums. A job that was killed is started again with the same
-# line and goes on where it was. If all jobs are through and the set is not finished, `brainldm release --finish` says which
-# batches are missing. `brainldm verify synthetic_brains` ends with exit code 1 if anything is wrong.
+# line and goes on where it was. If all jobs are through and the set is not finished, `brainldm release finish
+# synthetic_brains` says how many batches are missing. `brainldm release verify synthetic_brains` ends with exit code 1 if
+# anything is wrong.
 
 # %%
 PAPER, SHARDS = 100_000, 64
@@ -268,6 +297,20 @@ pages.say(
 )
 
 # %% [markdown]
+# Volumes of this run are small. What would the paper's take, 160 × 224 × 160 voxels of 1 mm? No such model was trained here,
+# but much of the answer does not need one: the work of a step can be counted, and a file of that size can be compressed,
+# measured and read. Each line of the table says whether it was measured, only counted, or not measured at all.
+# `brainldm release plan` prints the same for any number of volumes.
+
+# %% tags=["hide-input"]
+plan = release_plan.plan_rows(PAPER, record=record)
+pages.say(release_plan.markdown_table(plan))
+
+# %% [markdown]
+# Two lines deserve a look. Counted work is a floor, since no card keeps up the speed that it is divided by. And the hours for
+# measuring can be more than those for drawing: on a card, volumes come faster than one core can measure them. That is why
+# writers are processes of their own beside the one that draws (`--workers`), and the table says how many would keep up.
+#
 # Then the storage. Voxels are kept in 255 steps of grey, one byte before compression; a finer scale would store the noise
 # of half-precision arithmetic.
 
@@ -276,9 +319,8 @@ paper_voxels = 160 * 224 * 160
 pages.say(
     f"A volume of {voxels:,} voxels has {size / 1000:.1f} kB on the disk, {8 * size / voxels:.1f} bits a voxel. {PAPER:,} such "
     f"volumes have {PAPER * size / 1e9:.2f} GB. On the paper's grid of 160 × 224 × 160 voxels a volume has {paper_voxels:,} bytes "
-    f"before compression, so {PAPER:,} have {PAPER * paper_voxels / 1e9:.0f} GB. With as many bits a voxel as here they would have "
-    f"{PAPER * paper_voxels * size / voxels / 1e9:.0f} GB; finer voxels are smoother and should compress better, which this run "
-    "does not measure."
+    f"before compression, so {PAPER:,} have {PAPER * paper_voxels / 1e9:.0f} GB. The line of the table for storage at 1 mm is "
+    "of one volume, an average brain with a little grain, and drawn ones may be smoother or rougher."
 )
 
 # %% [markdown]
@@ -307,6 +349,7 @@ assert len(table) == len(volumes) == made["volumes"] == run.profile.release.volu
 assert made["problems"] == 0 and problems["whole"] == []
 assert 0 <= volumes.min() and volumes.max() <= 1
 assert sums[0] == sums[1], "shards must not change a byte"
+assert restored and problems["repaired"] == [], "a repaired set is what it was"
 rows_asked = table[list(COLUMNS)].round(6).merge(known[list(COLUMNS)].round(6).drop_duplicates())
 assert len(rows_asked) == len(table), "requests are whole rows of the training cohort"
 
@@ -322,7 +365,8 @@ place.cleanup()
 # ## What we saw
 #
 # - A released set says that it is synthetic, what it was drawn with, and where its requests come from.
-# - Noise that belongs to a volume's number, and batches that are fixed, make shards, order and restarts invisible.
+# - Noise that belongs to a volume's number, and batches that are fixed, make shards, order and restarts invisible, and
+#   let whoever has the weights mend a damaged copy.
 # - A requested covariate is a label with an error. The set brings the measurement along.
 # - Time and storage are products of numbers that a small set measures.
 #

@@ -13,7 +13,7 @@ import pytest
 
 from brainldm_core import cli
 
-COMMANDS = ("doctor", "prepare", "train", "samples", "miniature", "sample", "release", "verify", "run", "book")
+COMMANDS = ("doctor", "prepare", "train", "samples", "miniature", "sample", "release", "run", "book")
 COMMANDS += ("publish", "sync", "data")
 
 

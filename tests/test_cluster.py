@@ -75,10 +75,11 @@ def test_a_profile_goes_with_all_alone(capsys):
     assert "--workflow-profile goes with all" in capsys.readouterr().err
 
 
-def snakemake(folder: Path, *options, **environment: str) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *options, shards: bool = False, **environment: str) -> subprocess.CompletedProcess:
     """Snakemake on our Snakefile, for a smoke run in a folder."""
     run = open_run("smoke", "atlas", 0, folder)
     config = {"profile": "smoke", "cohort": "atlas", "seed": 0, "runs": str(folder), "bids": "", "threads": 1}
+    config["shards"] = shards
     (folder / "settings.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile", "--nolock"]
     command += ["--directory", run.folder, "--configfile", folder / "settings.json", "--cores", "1", *options]
@@ -98,6 +99,15 @@ def test_commands_without_gpus_are_those_that_anybody_can_type(tmp_path):
     )
     assert sorted(words) == ["prepare atlas", "samples", "train autoencoder", "train diffusion"]
     assert cluster.launcher(0) == cluster.launcher(1) == []
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_on_a_cluster_the_shards_of_the_release_are_jobs(tmp_path, shards):
+    done = snakemake(tmp_path, "--dry-run", "--printshellcmds", "release/record.json", shards=shards)
+    words = re.findall(r"brainldm_core.cli (miniature.*) --profile", done.stdout + done.stderr)
+    assert sorted(words) == (
+        ["miniature", *(f"miniature --shard {part}/2" for part in (1, 2))] if shards else ["miniature"]
+    )
 
 
 def test_a_training_has_a_process_for_each_gpu_of_its_job(tmp_path):

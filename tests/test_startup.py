@@ -1,9 +1,9 @@
 """A quick start: extras are hidden from MONAI alone, and the clock begins with the process."""
 
+import importlib
 import subprocess
 import sys
 import time
-from importlib import import_module
 
 import pytest
 
@@ -20,8 +20,8 @@ def test_hidden_packages_are_found_again_and_imported_ones_stay(tmp_path, monkey
     with startup.without(("an_extra", "pytest", "no_such_package")):
         assert sys.modules["pytest"] is pytest
         with pytest.raises(ImportError):
-            import_module("an_extra")
-    assert import_module("an_extra").here and "no_such_package" not in sys.modules
+            importlib.import_module("an_extra")
+    assert importlib.import_module("an_extra").here and "no_such_package" not in sys.modules
 
 
 NETWORKS = """
