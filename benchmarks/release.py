@@ -192,8 +192,8 @@ def main() -> None:
         result["book_keeping"] = []
         for count in options.n:
             result["book_keeping"].append(book_keeping(count, place))
-            shutil.rmtree(place / "set")
             write_json(options.out, result)
+            shutil.rmtree(place / "set")
             print(json.dumps(result["book_keeping"][-1], indent=1), flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
 import io
 import json
+import pstats
 import signal
 import subprocess
 import sys
@@ -38,6 +40,7 @@ import gpu_hour  # noqa: E402
 import gpu_training  # noqa: E402
 import measures  # noqa: E402
 import metrics as metrics_benchmark  # noqa: E402
+import release as release_benchmark  # noqa: E402
 import sampler_curve  # noqa: E402
 import sampling as sampling_benchmark  # noqa: E402
 import training_step  # noqa: E402
@@ -356,3 +359,38 @@ def test_evaluations_are_counted_with_guidance_and_ratios_are_of_medians():
 def test_parts_of_a_drawn_volume_are_timed_apart():
     found = sampling_benchmark.time_case("dpmpp:2", None, CPU)
     assert all(found[part] > 0 for part in sampling_benchmark.PARTS) and found["peak_gib"] > 0
+
+
+def calls_of_a_release(count: int, out: Path, monkeypatch) -> list[int]:
+    """How many functions are called while a stub's release is drawn, begun again, finished, verified and repaired."""
+    monkeypatch.setattr(release_benchmark.release, "sample", release_benchmark.stub_sample)
+    pipeline = release_benchmark.stub_pipeline()
+    requests = release_benchmark.draw_population(pipeline, count)
+    how = {"sampler": "ddim", "steps": 1, "progress": False}
+
+    def repair() -> None:
+        (out / release_benchmark.release_check.due_volumes({"count": count})[count // 2]).unlink()
+        assert len(release_benchmark.repair_release(out, pipeline)) == 1
+
+    phases = [
+        lambda: release_benchmark.release.release_shard(pipeline, requests, out, **how),
+        lambda: release_benchmark.release.release_shard(pipeline, requests, out, **how),
+        lambda: release_benchmark.release.finish_release(out),
+        lambda: release_benchmark.release.verify_release(out, 10),
+        repair,
+    ]
+    calls = []
+    for phase in phases:
+        with cProfile.Profile() as profile:
+            phase()
+        calls.append(pstats.Stats(profile).total_calls)
+    assert release_benchmark.release.verify_release(out) == []
+    return calls
+
+
+def test_the_work_of_a_release_grows_with_its_volumes_and_no_faster(tmp_path, monkeypatch):
+    calls_of_a_release(8, tmp_path / "warm", monkeypatch)
+    few = calls_of_a_release(200, tmp_path / "few", monkeypatch)
+    many = calls_of_a_release(600, tmp_path / "many", monkeypatch)
+    ratios = [after / before for before, after in zip(few, many, strict=True)]
+    assert max(ratios) < 3.2 and ratios[0] > 2.5, ratios
