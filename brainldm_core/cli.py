@@ -12,10 +12,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import commands, data_commands
+from . import commands, data_commands, sample_command
 from .errors import BrainLDMError
 
-SAMPLERS = ("ddim", "ddpm", "dpmpp", "unipc")
 ABOUT = "Brains from latent diffusion: every stage, notebook and page of a run, and samples from trained weights."
 
 
@@ -74,28 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     miniature = add("miniature", "make the run's own small release in BIDS, and verify it", commands.run_miniature)
     miniature.add_argument("--shard", type=_shard, metavar="I/N", help="only draw part I of N, as jobs of a cluster do")
 
-    sample = add("sample", "draw brains with the covariates that you ask for", commands.run_sample, run=False)
-    sample.add_argument("--age", metavar="YEARS")
-    sample.add_argument("--sex", choices=["F", "M"])
-    sample.add_argument("--ventricles", metavar="VOLUME", help="lateral ventricles, e.g. 45ml")
-    sample.add_argument("--brain", metavar="VOLUME", help="brain volume normalised for head size, e.g. 1150ml")
-    sample.add_argument("--n", type=int, default=4, help="how many (default 4)")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument(
-        "--sampler",
-        choices=SAMPLERS,
-        help="DDIM, DDPM (all steps), DPM-Solver++ or UniPC; default: the profile's",
+    sample_command.add_options(
+        add("sample", "draw brains with the covariates that you ask for", sample_command.run_sample, run=False)
     )
-    sample.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's")
-    sample.add_argument(
-        "--weights",
-        type=lambda text: text if text == "bundle" else Path(text),  # ./bundle is a folder
-        metavar="RUN",
-        help="a run's folder, or bundle: the network that the paper's authors released, once brainldm data fetch "
-        "brain-ldm-bundle has got it, or a folder with its models; default: the weights that ship",
-    )
-    sample.add_argument("--profile", help="what the weights must be of; the released ones are of paper")
-    sample.add_argument("--out", type=Path, default=Path("brains"), metavar="DIR", help="default brains")
 
     _add_release(add("release", "draw a public set of brains in BIDS, check and repair it", None, run=False))
 
@@ -162,7 +142,7 @@ def _add_release(release: argparse.ArgumentParser) -> None:
     draw.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="draw part I of N, from 1/N to N/N (default 1/1)"
     )
-    draw.add_argument("--sampler", choices=SAMPLERS, help="default: the profile's for releases")
+    draw.add_argument("--sampler", choices=sample_command.SAMPLERS, help="default: the profile's for releases")
     draw.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's for releases")
     draw.add_argument("--seed", type=int, help="of requests and noise; default: that of the training")
     draw.add_argument(
@@ -288,6 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     if words[:1] == ["release"] and words[1:2] and words[1].startswith("-") and words[1] not in ("-h", "--help"):
         words.insert(1, "draw")  # brainldm release --n 8 --out DIR
     args = build_parser().parse_args(words)
+    args.own_process = arguments is None  # else another program called us, and has imports of its own
     from .launch import hopeless, turn  # after the parser: --help stays quick
 
     warnings.showwarning = _warn

@@ -178,36 +178,6 @@ def run_plan(args: argparse.Namespace) -> None:
     print(plan_text(args.n, args.hours, args.steps, args.run))
 
 
-def run_sample(args: argparse.Namespace) -> None:
-    """Draw brains from trained weights."""
-    from .covariates import parse_quantity
-
-    asked = {
-        "sex": args.sex,
-        "age_years": args.age and parse_quantity(args.age, "years"),
-        "ventricular_volume_ml": args.ventricles and parse_quantity(args.ventricles, "ml"),
-        "brain_volume_ml": args.brain and parse_quantity(args.brain, "ml"),
-    }
-    if args.n < 1:
-        raise BrainLDMError(f"--n {args.n}: ask for at least one brain")
-    import pandas as pd
-
-    from .records import check_free
-    from .samples import progress_bar, write_samples
-    from .sampling import load_pipeline, sample
-
-    check_free(args.out)
-    pipeline = load_pipeline(args.weights, profile=args.profile)
-    table = pd.DataFrame([asked] * args.n)
-    ids = list(range(1, args.n + 1))
-    usual = pipeline.profile.sampling
-    how = {"sampler": args.sampler or usual.sampler, "steps": args.steps or usual.steps, "seed": args.seed}
-    with progress_bar("sampling") as progress:
-        volumes = sample(pipeline, table, ids, **how, progress=progress)
-    write_samples(pipeline, table, volumes, ids, args.out, **how)
-    print(f"{args.out}: {args.n} brains; look at {args.out / 'montage.png'}")
-
-
 def run_evaluate(args: argparse.Namespace) -> None:
     """Compare two folders of volumes."""
     from .evaluate_folders import Question, evaluate

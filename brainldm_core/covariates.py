@@ -112,7 +112,7 @@ def warn_outside(table: pd.DataFrame, ranges: Ranges) -> list[str]:
         values = numeric(table, column)
         outside = values[(values < low) | (values > high)]
         if len(outside):
-            shown = f"{outside[0]:g}" if len(outside) == 1 else f"{outside.min():g} to {outside.max():g}"
+            shown = " to ".join(dict.fromkeys(f"{value:g}" for value in (outside.min(), outside.max())))
             said.append(f"{column} {shown} is outside the training range {low:g} to {high:g}: extrapolating")
             warnings.warn(said[-1], stacklevel=2)
     return said

@@ -281,6 +281,14 @@ def open_run(profile: str | Path | Profile, cohort: str, seed: int = 0, root: st
     return run
 
 
+def run_in(folder: Path | str | None) -> Run | None:
+    """The run that a folder holds, as it was begun; None where it holds none, as that of exported weights."""
+    if folder is None or not (Path(folder) / "run.json").is_file():
+        return None
+    facts = read_json(Path(folder) / "run.json")
+    return Run(Profile.model_validate(facts["profile"]), facts["cohort"], facts["seed"], Path(folder).resolve().parent)
+
+
 def clear_stage(folder: Path) -> None:
     """Remove everything a stage has written, so that it starts afresh."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,8 +16,7 @@ import numpy as np
 from .covariates import COLUMNS, MISSING, draw_covariates
 from .dataset import load_cohort, read_nifti
 from .errors import BrainLDMError
-from .profiles import Profile
-from .records import Record, Run, clear_stage, read_json, read_record, stage_key
+from .records import Record, Run, clear_stage, read_record, run_in, stage_key
 from .release import draw_requests, finish_release, release_shard
 from .release_begin import begin_release, begun_plan, check_shard, missing_batches, release_plan
 from .release_check import BIDS, SUMS, due_volumes, is_release, verify_release
@@ -71,9 +70,7 @@ def release_requests(pipeline: Pipeline, weights: Path | None, count: int, seed:
     """
     if count < 1:
         raise BrainLDMError(f"release of {count} volumes: ask for at least one")
-    if weights is not None and (Path(weights) / "run.json").exists():
-        facts, folder = read_json(Path(weights) / "run.json"), Path(weights).resolve()
-        run = Run(Profile.model_validate(facts["profile"]), facts["cohort"], facts["seed"], folder.parent)
+    if (run := run_in(weights)) is not None:
         return draw_requests(load_cohort(run.stage("cohort")).rows("train"), count, seed), TRAINING_ROWS
     return draw_population(pipeline, count, seed), POPULATION
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,17 @@ import torch
 from . import __version__
 from .covariates import COLUMNS, KEYS, MISSING
 from .dataset import load_cohort, save_volume
+from .label_files import describe_labels, label_method, write_labels
 from .morphometry import choose, measure
 from .networks import in_batches, mixed_precision
-from .records import Record, Run, atomic_folder, atomic_path, read_record, stage_key, write_json
+from .records import Record, Run, atomic_folder, atomic_path, read_record, stage_key, write_json, write_text
 from .sampling import Pipeline, load_pipeline, sample
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TITLE = "Synthetic brains"
+SHOWN = 32  # volumes of a montage
 MEASURED = ("lateral_ventricles_ml", "brain_ml", "intracranial_ml", "brain_volume_ml")
 
 NOTES = {
@@ -88,8 +91,10 @@ def volume_name(identity: int) -> str:
     return f"{participant(identity)}/anat/{participant(identity)}_T1w.nii.gz"
 
 
-def sampling_facts(pipeline: Pipeline, sampler: str, steps: int, seed: int) -> dict[str, Any]:
-    """What is the same for all volumes of a draw, as a BIDS sidecar says it (law 5)."""
+def sampling_facts(
+    pipeline: Pipeline, sampler: str, steps: int, seed: int, guidance: float | None = None
+) -> dict[str, Any]:
+    """What is the same for all volumes of a draw, as a BIDS sidecar says it (law 5); ``guidance``: None, the usual."""
     usual = pipeline.profile.sampling
     return {
         "Description": "Synthetic T1-weighted brain of no person, drawn from a latent diffusion model",
@@ -98,7 +103,7 @@ def sampling_facts(pipeline: Pipeline, sampler: str, steps: int, seed: int) -> d
         "Profile": pipeline.profile.name,
         "Sampler": sampler,
         "Steps": pipeline.profile.diffusion.timesteps if sampler == "ddpm" else steps,
-        "GuidanceScale": usual.guidance_scale,
+        "GuidanceScale": usual.guidance_scale if guidance is None else guidance,
         "Guided": list(usual.guided),
         "GuidanceInterval": list(usual.guidance_interval),
         "Precision": mixed_precision(pipeline.device),
@@ -126,41 +131,65 @@ def write_participants(folder: Path, table: pd.DataFrame, name: str, **more: Any
 def write_samples(
     pipeline: Pipeline,
     covariates: pd.DataFrame,
-    volumes: np.ndarray,
+    volumes: Iterable[np.ndarray],
     ids: Sequence[int],
     out: Path,
     sampler: str,
     steps: int,
     seed: int,
+    guidance: float | None = None,
+    origin: str | None = None,
+    labels: bool = False,
+    written: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write volumes (N, D, H, W) as a BIDS folder: NIfTI in MNI space with sidecars, ``participants.tsv``, a montage.
+    """Write volumes (D, H, W) as a BIDS folder: NIfTI in MNI space with sidecars, ``participants.tsv``, a montage.
 
-    The folder appears whole or not at all.
+    A volume is written when it comes, and only the first few are kept in memory; the folder appears whole or not at
+    all.
+
+    Args:
+        origin: where requests come from, in words.
+        labels: with a label map beside each volume, see ``label_files``.
+        written: called with each volume's path once it is on disk, before it is measured.
 
     Raises:
-        BrainLDMError: the folder exists and is not empty, or the disk is full.
+        BrainLDMError: the folder exists and is not empty, the disk is full, or there is no way to label such volumes.
     """
+    import pandas as pd
+
     from . import figures
 
     affine = pipeline.profile.grid.affine
-    measured = measure_drawn(pipeline, quantise(volumes) / np.float32(255))
+    method = label_method(pipeline) if labels else None
     table = covariates[[name for name in COLUMNS if name in covariates]].reset_index(drop=True)
-    facts = sampling_facts(pipeline, sampler, steps, seed)
+    facts = sampling_facts(pipeline, sampler, steps, seed, guidance)
+    measured, shown = [], []
     with atomic_folder(out) as draft:
-        for place, (volume, identity) in enumerate(zip(volumes, ids, strict=True)):
+        for place, (identity, volume) in enumerate(zip(ids, volumes, strict=True)):
             path = draft / volume_name(identity)
             save_volume(path, volume, affine)
+            if written is not None:
+                written(path)
+            kept = quantise(volume) / np.float32(255)
+            measured.append(measure_drawn(pipeline, kept[None]))
             sidecar = facts | {
                 "SampleID": identity,
                 "RequestedCovariates": _plain(table.iloc[place]),
-                "MeasuredVolumes": _plain(measured.iloc[place]),
+                "MeasuredVolumes": _plain(measured[-1].iloc[0]),
             }
             write_json(path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
-        rows = table.join(measured)
+            if method is not None:
+                write_labels(draft, volume_name(identity), kept, affine, method)
+            shown += [volume] if len(shown) < SHOWN else []
+        rows = table.join(pd.concat(measured, ignore_index=True))
         rows.insert(0, "participant_id", [participant(identity) for identity in ids])
-        write_participants(draft, rows, "Synthetic brains")
+        facts = {"Synthetic": True} | ({"Requests": origin} if origin else {})
+        write_participants(draft, rows, TITLE, BrainLDM=facts)
+        if method is not None:
+            describe_labels(draft, method, TITLE)
         with atomic_path(draft / "montage.png") as partial:
-            figures.montage(volumes[:32], _titles(rows)[:32]).savefig(partial, dpi=150, format="png")
+            figures.montage(np.stack(shown), _titles(rows)[:SHOWN]).savefig(partial, dpi=150, format="png")
+        write_text(draft / ".bidsignore", "montage.png\n")
     return Path(out)
 
 

@@ -31,8 +31,7 @@ from typing import Any
 import yaml
 
 from .errors import BrainLDMError
-from .profiles import Profile
-from .records import Run, read_json, read_record, write_json
+from .records import Run, read_json, read_record, run_in, write_json
 
 METRICS = {"fid": "FID", "ms_ssim": "MS-SSIM", "four_g_r_ssim": "4-G-R-SSIM"}  # of table 1, as keys begin
 FIELDS = ("unit", "n", "low", "high", "floor", "extractor", "note")
@@ -81,11 +80,9 @@ def read_scoreboard(folder: Path) -> list[dict[str, Any]]:
 
 
 def _open(folder: Path) -> Run:
-    if not (folder / "run.json").exists():
+    if (run := run_in(folder)) is None:
         raise BrainLDMError(f"{folder}: not a run; give the folder of one, for instance runs/tiny-atlas")
-    facts, folder = read_json(folder / "run.json"), folder.resolve()
-    run = Run(Profile.model_validate(facts["profile"]), facts["cohort"], facts["seed"], folder.parent)
-    if run.folder != folder:
+    if run.folder != folder.resolve():
         raise BrainLDMError(f"{folder}: holds run {run.name}; give the folder its name back")
     return run
 

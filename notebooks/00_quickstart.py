@@ -131,11 +131,19 @@ pages.say(
 # %% [markdown]
 # ## Turning one knob
 #
-# What does the model do when one covariate changes and the noise stays? In JupyterLab the next cell gives sliders; on
-# this page it gives one picture in which the ventricular volume grows from left to right and the brain volume shrinks
-# from top to bottom.
+# What does the model do when one covariate changes and the noise stays? In JupyterLab the next cell is an instrument:
+# release a slider, and about a second later the brain that you asked for stands beside it. On this page, where no kernel
+# answers, one picture stands for it: the ventricular volume grows from left to right, the brain volume shrinks from top
+# to bottom.
+#
+# Before you touch a slider, look at its track. It is blue where the training cohort was and orange beyond it. As soon as
+# a handle leaves the blue part, the frame of the picture turns orange too, and a line says what is being extrapolated.
+#
+# Then try three things. Move the ventricles only, and watch what stays. Press *New noise* and watch what changes now.
+# Switch *same noise* off and move a slider again: the request and the person change together, and you can no longer
+# tell what either of them did.
 
-# %% mystnb={"figure": {"caption": "One noise, fifteen requests: axial slices through the lateral ventricles. Ventricular volume by column, normalised brain volume by row, age and sex fixed. The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
+# %% mystnb={"figure": {"caption": "One noise, fifteen requests: axial slices through the lateral ventricles. Ventricular volume by column, normalised brain volume by row, age and sex fixed; under each slice the measured ventricles and brain (ml). The column marked * lies outside the training range: the model extrapolates there.", "name": "fig-quickstart-knobs"}, "image": {"alt": "A grid of axial slices of one generated brain; the ventricles widen from left to right and the sulci widen from top to bottom."}}
 explorer = widgets.explorer(pipeline)
 explorer
 
@@ -143,7 +151,16 @@ explorer
 # All brains of {numref}`fig-quickstart-knobs` share their noise, and with it whatever the covariates do not decide.
 # That is the sense in which they are one person: the request changes, the chance does not.
 #
+# Read what was measured as well. Along a row the first number should grow as the request does, and the second should
+# stay; down a column it is the other way round. Where a number moves that nobody asked to move, one covariate drags
+# another along. Chapter 5 measures how much.
+#
+# A range is that of one covariate. A request can be blue on all sliders and still be like nobody in the cohort: an old
+# person's ventricles at a young age, for instance. The sliders do not warn of that.
+#
 # ## The same from the command line
+#
+# *Copy as command* gives the line that draws the same brain on a terminal. The number of the person is the seed there.
 #
 # The command below writes four volumes for one request as compressed NIfTI files in MNI space, each with a sidecar that
 # says it is synthetic and how it was made, and a picture of them all.

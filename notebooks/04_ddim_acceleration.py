@@ -232,8 +232,17 @@ table
 # %% tags=["hide-input"]
 pages.say(sampler_results.curve_words(curve))
 
+# %% [markdown]
+# The same as curves, and against time:
+
 # %% mystnb={"figure": {"caption": "Published trial of samplers. Left: FID by number of steps, with the FID of as many real volumes (dotted) and of DDPM over all time steps (dashed). Middle: mean distance to DDIM over all time steps from the same noise, in grey levels of 255. Right: FID by seconds of a volume (noise to decoded volume), both relative to DDPM; stars: the paper's two points, measured with another extractor, on other volumes and on a graphics card.", "name": "fig-sampler-curve"}, "image": {"alt": "Three charts: FID falls with steps and second-order samplers reach their level with fewer; distances fall as straight lines on logarithmic axes, steeper for second-order samplers; relative FID stays near one while seconds shrink by up to two orders."}}
 sampler_results.curve_figure(curve, speed) if curve else pages.say("No curve has been published for this profile.")
+
+# %% [markdown]
+# In the left chart of {numref}`fig-sampler-curve` look for where each line becomes flat: from there on more steps buy nothing
+# that FID sees, and what is left is the model's. The middle chart has the same order without any statistics, since each
+# volume is compared with the end of its own curve. On the right, ours and the paper's points share only their form: quality
+# relative to a thousand steps, time relative to a thousand steps.
 
 # %% [markdown]
 # ## Where the seconds go

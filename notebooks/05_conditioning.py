@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from brainldm_core import charts, conditioning, features, figures, interventions
-from brainldm_core import pages, regression, scorecard, sweeps
+from brainldm_core import pages, regression, scorecard, sweeps, widgets
 from brainldm_core.covariates import COLUMNS, numeric
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
@@ -359,7 +359,28 @@ pages.say(
 
 # %% [markdown]
 # It stays the same person: the outline and the large folds are the noise's, and only what was asked to move should move.
-# Whether that holds for what we cannot see at a glance is the next question.
+#
+# ### Your hand on the knob
+#
+# Turn it yourself. In JupyterLab the next cell has a slider for the ventricles and one for the brain volume; age and sex
+# stay those of the median request. Each time a slider is released, a brain is drawn and measured, and its point joins the
+# samples of this chapter. On this page the ten brains of {numref}`fig-one-knob` stand there instead.
+#
+# Move one slider in a few steps and look at the line that your points make. Is it as steep as the dashed one? Does it
+# bend at the ends of the grey band, where the training cohort ends? Then press *New noise* and walk the same way back.
+
+# %% mystnb={"figure": {"caption": "One knob by hand: measured against requested volume (ml). Joined points: one noise, one request turned, all else as in the median request. Grey points: the samples of chapter 3, one for each held-out row. Shaded: training range; dashed: what was asked for.", "name": "fig-by-hand"}, "image": {"alt": "Two panels of measured against requested volume, ventricles and brain: a joined line of five points of one noise over the grey scatter of all samples."}}
+of_samples = {
+    name: (asked[PAIRS[quantity][0]], asked[PAIRS[quantity][1]])
+    for name, quantity in {"ventricles": "ventricles", "brain": "brain volume"}.items()
+}
+widgets.knobs(pipeline, base, of_samples, answers)
+
+# %% [markdown]
+# The grey points are many people, your line is one. Where the line is as steep as the cloud but lies beside it, the noise
+# has a volume of its own that every request of this person carries along.
+#
+# Whether only what was asked to move has moved cannot be seen at a glance. That is the next question.
 #
 # ## Cross-talk: which dials move with which knob?
 #

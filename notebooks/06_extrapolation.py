@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from brainldm_core import charts, conditioning, figures, interventions, pages
-from brainldm_core import scorecard, sweeps
+from brainldm_core import scorecard, sweeps, widgets
 from brainldm_core.covariates import COLUMNS, encode
 from brainldm_core.dataset import load_cohort
 from brainldm_core.runner import finish_notebook
@@ -197,6 +197,29 @@ pages.say(
 # done instead? Is the outline still a head, and is the tissue around the ventricles still tissue?
 #
 # The paper shows its panels without measurements, so there is no number of its to set beside these.
+#
+# ## By hand, and both at once
+#
+# So far one covariate left its range at a time. In JupyterLab the sliders of the next cell reach all of the paper's
+# panels, whose values in normalised units stand as a second row of marks under them. The track is blue inside the
+# training range and orange beyond, and so is the frame of the picture. On this page a grid stands there instead, in which
+# both covariates leave their range together.
+#
+# Start inside and walk out slowly. The warning comes with the first step beyond the blue; the picture need not change at
+# that step at all. For the network the end of the range is no border.
+#
+# Then go on until something breaks, and say what: the measured volume, the outline of the head, or the tissue?
+
+# %% mystnb={"figure": {"caption": "Requests in which ventricular volume (columns) and brain volume (rows) leave the training range together, from one noise with the age fixed: the paper's panels and the middle of the range. Volumes marked * lie outside the training range; under each slice the measured ventricles and brain (ml). Axial slices through the lateral ventricles, R marks the person's right.", "name": "fig-both-beyond"}, "image": {"alt": "Four rows of four axial slices; from left to right the requested ventricles grow from a negative volume, from top to bottom the requested brain shrinks."}}
+widgets.explorer(pipeline, run.folder, PANELS)
+
+# %% [markdown]
+# In {numref}`fig-both-beyond` only one slice was asked for inside both ranges. Compare the corners with the edges: if each
+# covariate did its work alone, a corner would show what its row and its column show.
+#
+# Below 0 ml the request has no meaning, but the answer is still a picture with a measured volume that is not negative.
+# The model does not refuse. In the live cell the command that you copy says `--ventricles=-32ml` or the like, and
+# `brainldm sample` warns and answers as well.
 #
 # ## Inside and outside, over many people
 #

@@ -85,8 +85,8 @@ count = min(64, len(held_out))
 asked = scans.rows("validation")
 asked = asked.iloc[np.arange(count) % len(asked)].reset_index(drop=True)
 ids = [1_000_000 + row for row in range(count)]
-steps = run.profile.release.steps
-fresh = sample(pipeline, asked, ids, steps=steps, seed=run.seed)
+usual = run.profile.release
+fresh = sample(pipeline, asked, ids, usual.sampler, usual.steps, seed=run.seed)
 fresh = quantise(fresh) / np.float32(255)
 
 # %% [markdown]

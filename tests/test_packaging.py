@@ -60,7 +60,7 @@ def test_environment_installs_the_package_with_the_same_extras_pins_and_python()
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert conda == ["python" + PROJECT["requires-python"], "pip"]
     install = re.search(r"pip install .*-e \"(\S+)\" -c (\S+)", (ROOT / "Makefile").read_text())
-    assert pip == [f"-c {install.group(2)}", f"-e {install.group(1)}"] == ["-c constraints.txt", "-e .[book,dev]"]
+    assert pip == [f"-c {install.group(2)}", f"-e {install.group(1)}"] == ["-c constraints.txt", "-e .[book,dev,live]"]
 
 
 def imported() -> set[str]:
@@ -79,7 +79,10 @@ def imported() -> set[str]:
 
 def test_every_import_is_pinned_and_those_of_the_core_are_declared():
     owners = packages_distributions()
-    pinned, declared = pins(), {canonicalize_name(need.name) for need in requirements("book", "dev", *UNPINNED)}
+    pinned, declared = (
+        pins(),
+        {canonicalize_name(need.name) for need in requirements("book", "dev", "live", "browser", *UNPINNED)},
+    )
     # These belong to packages that we declare: IPython and traitlets to JupyterLab, nbclient and nbformat to papermill.
     declared |= {"ipython", "traitlets", "nbclient", "nbformat", "packaging"}
     for name in imported():
