@@ -118,8 +118,11 @@ def curve_figure(curve: Mapping[str, Any], speed: Mapping[str, Any] | None) -> F
             axis.minorticks_off()
             axis.set_xlabel("steps")
         near.set_yscale("log")
+        marks = [mark for mark in (0.1, 0.2, 0.5, 1, 2, 5) if near.get_ylim()[0] <= mark <= near.get_ylim()[1]]
+        near.set_yticks(marks, [f"{mark:g}" for mark in marks])
+        near.minorticks_off()
         by_steps.set_ylabel("FID (thousandths)")
-        near.set_ylabel(f"distance to DDIM {curve['timesteps']} (grey levels)")
+        near.set_ylabel(f"to DDIM {curve['timesteps']} (grey levels)")
         by_time.set_xlabel("seconds, DDPM 1000 = 1")
         by_time.set_ylabel("FID, DDPM 1000 = 1")
         marks, texts = (
