@@ -202,7 +202,7 @@ distance = {
     }
     for kind, ends in strayed.items()
 }
-pd.DataFrame(distance).rename_axis("steps").round(2)
+pd.DataFrame(distance).rename_axis("steps").round(2).fillna("not drawn")
 
 # %% [markdown]
 # Numbers are mean differences in grey levels of 255, over all voxels. Read across a row for the same work, and down a
@@ -255,6 +255,12 @@ sampler_results.curve_figure(curve, speed) if curve else pages.say("No curve has
 
 # %%
 sampler_results.speed_table(speed)
+
+# %% [markdown]
+# Times as fast, from the same medians:
+
+# %%
+sampler_results.ratio_table(speed)
 
 # %% tags=["hide-input"]
 where = f"On {pages.machine(speed['environment'])}. " if speed else ""

@@ -75,8 +75,9 @@ def test_speed_says_what_share_of_the_counted_ratio_arrives():
     words = sampler_results.speed_words(SPEED, "dpmpp:6")
     assert "5.0 times as fast as DDIM 50 in the denoising loop and 3.6 times" in words
     assert "90 % of the counted ratio" in words and "30.3 times as long" in words
-    table = sampler_results.speed_table(SPEED)
-    assert table.loc["DPM-Solver++ 6", "bundle / this"] == "30.30" and table.loc["DDIM 50", "end to end"] == ""
+    table = sampler_results.ratio_table(SPEED)
+    assert table.loc["DPM-Solver++ 6", "as the bundle's recipe"] == "30.30" and table.loc["DDIM 50", "counted"] == ""
+    assert sampler_results.speed_table(SPEED).loc["bundle's recipe", "all (s)"] == "9.100"
     assert "no row for UniPC 10" in sampler_results.speed_words(SPEED, "unipc:10")
 
 
