@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import commands, data_commands, sample_command
+from . import commands, data_commands, evaluate_command, release_command, sample_command
 from .errors import BrainLDMError
 
 ABOUT = "Brains from latent diffusion: every stage, notebook and page of a run, and samples from trained weights."
@@ -71,22 +71,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("samples", "draw the run's evaluation samples and measure them", commands.run_samples)
 
     miniature = add("miniature", "make the run's own small release in BIDS, and verify it", commands.run_miniature)
-    miniature.add_argument("--shard", type=_shard, metavar="I/N", help="only draw part I of N, as jobs of a cluster do")
+    miniature.add_argument(
+        "--shard", type=release_command.shard_of, metavar="I/N", help="only draw part I of N, as jobs of a cluster do"
+    )
 
     sample_command.add_options(
         add("sample", "draw brains with the covariates that you ask for", sample_command.run_sample, run=False)
     )
 
-    _add_release(add("release", "draw a public set of brains in BIDS, check and repair it", None, run=False))
-
-    _add_evaluate(
-        add(
-            "evaluate",
-            "compare a folder of generated volumes, anybody's, with real ones",
-            commands.run_evaluate,
-            run=False,
-        )
+    release_command.add_options(
+        add("release", "draw a public set of brains in BIDS, check and repair it", None, run=False)
     )
+    words = "compare a folder of generated volumes, anybody's, with real ones"
+    evaluate_command.add_options(add("evaluate", words, evaluate_command.run_evaluate, run=False))
 
     run = add("run", "run a notebook, or bring everything of a run up to date (all)", commands.run_run)
     run.add_argument("notebook", help="all, or a notebook: 01, 01_data, notebooks/01_data.py")
@@ -125,101 +122,6 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--results", action="store_true", help="only results and records, for another training seed")
     add("sync", "bring each .ipynb in step with its .py, the file that is edited", commands.run_sync, run=False)
     return parser
-
-
-def _add_release(release: argparse.ArgumentParser) -> None:
-    """What ``brainldm release`` can do; without a word it draws (``main``)."""
-    subcommands = release.add_subparsers(dest="release", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str, function) -> argparse.ArgumentParser:
-        command = subcommands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.set_defaults(function=function)
-        return command
-
-    draw = add("draw", "draw a shard of a set; the last one finishes the set (the default)", commands.run_release)
-    draw.add_argument("--weights", type=Path, metavar="RUN", help="a run's folder; default: the weights that ship")
-    draw.add_argument("--n", type=int, help="volumes of the whole set, the same for every shard")
-    draw.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="draw part I of N, from 1/N to N/N (default 1/1)"
-    )
-    draw.add_argument("--sampler", choices=sample_command.SAMPLERS, help="default: the profile's for releases")
-    draw.add_argument("--steps", type=int, help="of all samplers but ddpm; default: the profile's for releases")
-    draw.add_argument("--seed", type=int, help="of requests and noise; default: that of the training")
-    draw.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes that compress, measure and write; 0: none (default: none on a CPU, up to 8 on a GPU)",
-    )
-    draw.add_argument("--title", default="Synthetic brains", help="name of the set (default Synthetic brains)")
-    draw.add_argument(
-        "--author", action="append", default=[], metavar="NAME", help="of the set; give it again for more"
-    )
-    draw.add_argument("--out", type=Path, required=True, metavar="DIR")
-    finish = add("finish", "write tables and checksums of a set whose shards are all drawn", commands.run_finish)
-    finish.add_argument("folder", type=Path, metavar="DIR")
-    verify = add("verify", "read a set again, list what is wrong, and make it again if asked to", commands.run_verify)
-    verify.add_argument("folder", type=Path, metavar="DIR")
-    verify.add_argument(
-        "--remeasure", type=int, default=1000, metavar="N", help="measure N volumes again, evenly spread (default 1000)"
-    )
-    verify.add_argument("--repair", action="store_true", help="make again what is missing or damaged")
-    verify.add_argument(
-        "--weights", type=Path, metavar="RUN", help="for --repair: what the set was drawn with; default: as for draw"
-    )
-    verify.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default 0: none)")
-    plan = add("plan", "work out hours, shards and storage of a set from what was measured", commands.run_plan)
-    plan.add_argument("--n", type=int, default=100_000, help="volumes (default 100,000, the paper's)")
-    plan.add_argument("--hours", type=float, default=4.0, help="of a shard (default 4)")
-    plan.add_argument("--steps", type=int, default=10, help="of the sampler at 1 mm (default 10)")
-    plan.add_argument("--run", type=Path, metavar="RUN", help="whose release was measured (default: the published one)")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """Part I of N, as ``3/64``."""
-    try:
-        part, parts = text.split("/")
-        return int(part), int(parts)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: write I/N, for instance 3/64") from None
-
-
-def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
-    """Options of ``brainldm evaluate``."""
-    evaluate.add_argument("samples", type=Path, metavar="SAMPLES", help="folder of generated NIfTI volumes")
-    evaluate.add_argument("--against", type=Path, required=True, metavar="REAL", help="folder of real NIfTI volumes")
-    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables and the page go")
-    evaluate.add_argument(
-        "--other-real",
-        type=Path,
-        metavar="DIR",
-        help="real volumes of other people (default: half of REAL)",
-    )
-    evaluate.add_argument("--training", type=Path, metavar="DIR", help="what the generator has seen; looks for copies")
-    evaluate.add_argument(
-        "--weights", type=Path, metavar="RUN", help="a run of this project, for rows that need a model"
-    )
-    evaluate.add_argument(
-        "--extractor",
-        default="auto",
-        metavar="NAME",
-        help="auto, offline, medicalnet, or MedicalNet's file (default auto: medicalnet where it was fetched)",
-    )
-    evaluate.add_argument(
-        "--intensity",
-        choices=["as-is", "field", "percentile"],
-        default="as-is",
-        help="of both sets: in [0, 1] already; darkest to 0 and brightest to 1 as in the paper; percentile 99.5 to 1 "
-        "(default as-is)",
-    )
-    evaluate.add_argument(
-        "--ignore-affines", action="store_true", help="compare voxel by voxel, whatever headers say of place and size"
-    )
-    evaluate.add_argument("--n", type=int, metavar="N", help="take at most N volumes of each set")
-    evaluate.add_argument("--pairs", type=int, default=1000, help="of the similarities (default 1000, as in the paper)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of halves, pairs and intervals (default 0)")
-    evaluate.add_argument("--no-morphometry", action="store_true", help="leave out volumes of brain and ventricles")
-    evaluate.add_argument("--no-pictures", action="store_true", help="no slices of real volumes on the page")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
