@@ -52,6 +52,7 @@ from brainldm_core.features import Extractor, extract, offline_extractor
 from brainldm_core.metrics import frechet_distance, ms_ssim, pair_mean
 from brainldm_core.profiles import Grid
 from brainldm_core.records import atomic_path, commit, hardware, read_json, write_json
+from brainldm_core.sampler_results import TITLES
 from brainldm_core.samples import measure_all, quantise, reconstruct
 from brainldm_core.sampling import Pipeline, load_pipeline, sample
 from brainldm_core.simulate import COHORT_SEED, simulate_subject, working_factor
@@ -61,7 +62,7 @@ NEW_PEOPLE = 2  # after COHORT_SEED: random numbers that no cohort draws
 FIRST_PERSON = 1_000_000  # far from the numbers of any cohort's people
 PAIRS = 1000
 DDPM = "DDPM"
-NAMES = {"ddim": "DDIM", "dpmpp": "DPM-Solver++", "unipc": "UniPC"}
+NAMES = {name: title for name, title in TITLES.items() if name != DDPM.lower()}
 
 
 def load(path: Path) -> np.ndarray:

@@ -46,16 +46,12 @@ def sums(out: Path) -> str | None:
 
 def main(root: Path) -> dict:
     import torch
-    from test_sampling import RANGES, SMOKE, rows
+    from test_sampling import rows, untrained_pipeline
 
-    from brainldm_core import networks, release, release_write, sampling
+    from brainldm_core import release, release_write
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    autoencoder, unet = networks.build_autoencoder(SMOKE).eval(), networks.build_unet(SMOKE).eval()
-    for parameter in unet.parameters():  # the output convolution starts at zero: give the sample a shape
-        torch.nn.init.normal_(parameter, std=0.05)
-    pipeline = sampling.Pipeline(SMOKE, autoencoder, unet, RANGES, 1.0, {"unet": "0"}, {"cohort": "atlas"})
+    pipeline = untrained_pipeline({"unet": "0"}, {"cohort": "atlas"})
     requests = release.draw_requests(rows(6), COUNT, seed=1)
 
     def draw(out: Path, finish: bool = True, **more) -> None:

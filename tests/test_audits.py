@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_training import blob_run
+from test_training import trained_run
 
-from brainldm_core import audit_charts, audits, differences, features, sampling, training
+from brainldm_core import audit_charts, audits, differences, features, sampling
 from brainldm_core.dataset import Cohort, load_cohort
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -15,9 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    run = blob_run(tmp_path_factory.mktemp("runs"))
-    training.train_autoencoder(run, progress=False)
-    training.train_diffusion(run, progress=False)
+    run = trained_run(tmp_path_factory.mktemp("runs"))
     pipeline, cohort = sampling.load_pipeline(run.folder, "cpu"), load_cohort(run.stage("cohort"))
     scans = [cohort.volumes(split)[:, 0].numpy() for split in ("train", "test")]
     return pipeline, cohort, scans, audits.spaces(run, pipeline, features.offline_extractor(), *scans)

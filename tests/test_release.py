@@ -13,10 +13,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from test_sampling import RANGES, SMOKE, rows
+from test_sampling import SMOKE, rows, untrained_pipeline
 
-from brainldm_core import networks, release, release_repair, release_write, sampling
+from brainldm_core import release, release_repair, release_write, sampling
 from brainldm_core.dataset import nifti_image
 from brainldm_core.errors import BrainLDMError
 from brainldm_core.records import read_record, sha256, write_json
@@ -30,11 +29,7 @@ COUNT = 5
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A pipeline, requests, and a finished release drawn in one shard."""
-    torch.manual_seed(0)
-    autoencoder, unet = networks.build_autoencoder(SMOKE).eval(), networks.build_unet(SMOKE).eval()
-    for parameter in unet.parameters():  # the output convolution starts at zero: give the sample a shape
-        torch.nn.init.normal_(parameter, std=0.05)
-    pipeline = sampling.Pipeline(SMOKE, autoencoder, unet, RANGES, 1.0, {"unet": "0"}, {"cohort": "atlas"})
+    pipeline = untrained_pipeline({"unet": "0"}, {"cohort": "atlas"})
     requests = release.draw_requests(rows(6), COUNT, seed=1)
     out = tmp_path_factory.mktemp("release") / "set"
     assert release.release_shard(pipeline, requests, out, **HOW) == COUNT

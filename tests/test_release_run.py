@@ -4,9 +4,9 @@ import json
 
 import pandas as pd
 import pytest
-from test_training import blob_run
+from test_training import trained_run
 
-from brainldm_core import cli, release, release_run, sampling, training
+from brainldm_core import cli, release, release_run, sampling
 from brainldm_core.covariates import COLUMNS
 from brainldm_core.dataset import load_cohort
 from brainldm_core.errors import BrainLDMError
@@ -17,10 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = blob_run(tmp_path_factory.mktemp("runs"))
-    training.train_autoencoder(run, progress=False)
-    training.train_diffusion(run, progress=False)
-    return run
+    return trained_run(tmp_path_factory.mktemp("runs"))
 
 
 def call(capsys, *words):

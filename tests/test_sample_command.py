@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import pandas as pd
 import pytest
-from test_training import blob_run
+from test_training import trained_run
 
-from brainldm_core import cli, sampling, training
+from brainldm_core import cli, sampling
 from brainldm_core.covariates import COLUMNS
 from brainldm_core.dataset import load_cohort
 from brainldm_core.samples import volume_name
@@ -21,10 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = blob_run(tmp_path_factory.mktemp("runs"))
-    training.train_autoencoder(run, progress=False)
-    training.train_diffusion(run, progress=False)
-    return run
+    return trained_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_sampling import rows
-from test_training import blob_run
+from test_training import trained_run
 
-from brainldm_core import cli, records, samples, sampling, training
+from brainldm_core import cli, records, samples, sampling
 from brainldm_core.errors import BrainLDMError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -19,10 +19,7 @@ HOW = {"sampler": "ddim", "steps": 2, "seed": 3}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = blob_run(tmp_path_factory.mktemp("runs"))
-    training.train_autoencoder(run, progress=False)
-    training.train_diffusion(run, progress=False)
-    return run
+    return trained_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

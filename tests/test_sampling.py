@@ -21,14 +21,18 @@ RANGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def pipeline():
+def untrained_pipeline(sha256=None, training=None):
+    """Networks of profile smoke as they begin, which draw noise with a shape."""
     torch.manual_seed(0)
-    autoencoder = networks.build_autoencoder(SMOKE).eval()
-    unet = networks.build_unet(SMOKE).eval()
+    autoencoder, unet = networks.build_autoencoder(SMOKE).eval(), networks.build_unet(SMOKE).eval()
     for parameter in unet.parameters():  # the output convolution starts at zero: give the sample a shape
         torch.nn.init.normal_(parameter, std=0.05)
-    return sampling.Pipeline(SMOKE, autoencoder, unet, RANGES, 1.0, {}, {})
+    return sampling.Pipeline(SMOKE, autoencoder, unet, RANGES, 1.0, sha256 or {}, training or {})
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return untrained_pipeline()
 
 
 def rows(count):

@@ -42,6 +42,14 @@ def blob_run(root, cohort="atlas", seed=0):
     return run
 
 
+def trained_run(root):
+    """A ``blob_run`` with both of its trainings."""
+    run = blob_run(root)
+    training.train_autoencoder(run, progress=False)
+    training.train_diffusion(run, progress=False)
+    return run
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = blob_run(tmp_path_factory.mktemp("runs"))
